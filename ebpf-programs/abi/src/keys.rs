@@ -1,0 +1,233 @@
+//! Keys, values and globals of the maps that the kernel programs and the agent share.
+
+use bytemuck::{Pod, Zeroable};
+
+/// In [`DeviceKey::minor`]: every minor number of that major.
+pub const ANY_MINOR: u32 = u32::MAX;
+/// How far up the cgroup tree the kernel looks for a watched root.
+pub const MAX_CGROUP_DEPTH: u32 = 16;
+/// Bytes of a model-file suffix without its dot, NUL padded.
+pub const MODEL_SUFFIX_BYTES: usize = 16;
+/// 64-byte slots of a `FILE_NAME` entry: the header's and the name's.
+pub const FILE_NAME_SLOTS: usize = 5;
+/// Names of the places where records can be lost, by index.
+pub const LOSS_SOURCES: &[&str] = &["ring-buffer", "counter-map", "policy-queue", "state-map"];
+
+/// Key of the watched-device map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct DeviceKey {
+    /// Major number.
+    pub major: u32,
+    /// Minor number or [`ANY_MINOR`].
+    pub minor: u32,
+}
+
+/// Value of the watched-device map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct DeviceRule {
+    /// Index of the `[[devices]]` entry; devices of one class share a lock domain.
+    pub class: u32,
+    /// Explicit padding.
+    pub pad: u32,
+    /// Raw `GPU_EXIT` records only for calls at least this long, nanoseconds.
+    pub slow_ns: u64,
+}
+
+/// Key of the per-process counters.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct CountersKey {
+    /// Start of the process, `CLOCK_BOOTTIME` nanoseconds.
+    pub start_ns: u64,
+    /// Workload (cgroup) in which the counts were made.
+    pub workload: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// Free-running per-CPU counters of one process. Never reset; differences are taken in user space.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Counters {
+    /// See [`crate::SampleSched`].
+    pub voluntary: u64,
+    /// See [`crate::SampleSched`].
+    pub involuntary: u64,
+    /// See [`crate::SampleSched`].
+    pub migrations: u64,
+    /// See [`crate::SampleSched`].
+    pub runq_waits: u64,
+    /// See [`crate::SampleSched`].
+    pub runq_ns: u64,
+    /// See [`crate::SampleMaps`].
+    pub maps: u64,
+    /// See [`crate::SampleMaps`].
+    pub unmaps: u64,
+    /// See [`crate::SampleMaps`].
+    pub mapped_bytes: u64,
+    /// See [`crate::SampleMaps`].
+    pub unmapped_bytes: u64,
+}
+
+/// Key of the driver-call counters.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct GpuCountersKey {
+    /// Start of the process, `CLOCK_BOOTTIME` nanoseconds.
+    pub start_ns: u64,
+    /// Workload (cgroup) in which the calls were made.
+    pub workload: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Device class.
+    pub class: u32,
+}
+
+/// Free-running per-CPU counters of one process on one device class.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct GpuCounters {
+    /// See [`crate::SampleGpu`].
+    pub calls: u64,
+    /// See [`crate::SampleGpu`].
+    pub latency_ns: u64,
+    /// See [`crate::SampleGpu`].
+    pub hold_ns: u64,
+}
+
+/// A driver call under way, keyed by `pid << 32 | tid`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct InFlight {
+    /// Entry, `CLOCK_BOOTTIME` nanoseconds.
+    pub entered_ns: u64,
+    /// Workload of the caller, watched or not.
+    pub workload: u64,
+    /// Device number, kernel `dev_t`.
+    pub device: u32,
+    /// The ioctl's command word.
+    pub command: u32,
+    /// Device class.
+    pub class: u32,
+    /// 1 if the caller's workload is watched.
+    pub watched: u32,
+    /// See [`DeviceRule::slow_ns`].
+    pub slow_ns: u64,
+}
+
+/// A file, as the kernel names it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FileKey {
+    /// Inode number.
+    pub inode: u64,
+    /// Device of the file system, kernel `dev_t`.
+    pub device: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// The name that follows the header in a `FILE_NAME` entry: last component, NUL padded.
+/// The slots after the header's are these bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct FileName {
+    /// The name's bytes; longer names are cut.
+    pub bytes: [u8; 256],
+}
+
+/// Losses seen on one CPU for one workload, by [`LOSS_SOURCES`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct CpuLosses {
+    /// One counter a source; free-running.
+    pub counts: [u64; 4],
+}
+
+/// Offsets of kernel structure members in bytes, read from BTF at start. Handed to the
+/// programs as one global; a program whose offsets are unknown is not loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Offsets {
+    /// `task_struct.files`
+    pub task_files: u32,
+    /// `files_struct.fdt`
+    pub files_fdt: u32,
+    /// `fdtable.fd`
+    pub fdt_fd: u32,
+    /// `fdtable.max_fds`
+    pub fdt_max_fds: u32,
+    /// `file.f_inode`
+    pub file_inode: u32,
+    /// `file.f_path` + `path.dentry`
+    pub file_dentry: u32,
+    /// `dentry.d_name` + `qstr.name`
+    pub dentry_name: u32,
+    /// `dentry.d_name` + `qstr.len`
+    pub dentry_name_len: u32,
+    /// `inode.i_rdev`
+    pub inode_rdev: u32,
+    /// `inode.i_mode`
+    pub inode_mode: u32,
+    /// `inode.i_size`
+    pub inode_size: u32,
+    /// `inode.i_ino`
+    pub inode_ino: u32,
+    /// `inode.i_sb`
+    pub inode_sb: u32,
+    /// `super_block.s_dev`
+    pub sb_dev: u32,
+    /// `task_struct.group_leader`
+    pub task_leader: u32,
+    /// `task_struct.start_boottime`
+    pub task_start: u32,
+    /// `task_struct.tgid`
+    pub task_tgid: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
+    /// `task_struct.real_parent`
+    pub task_parent: u32,
+    /// `task_struct.cgroups`
+    pub task_cgroups: u32,
+    /// From `css_set` to the pointer that leads to the cgroup: `dfl_cgrp` on cgroup v2,
+    /// `subsys[cpu_cgrp_id]` on v1 and hybrid.
+    pub cset_entry: u32,
+    /// 1 if `cset_entry` is a `cgroup_subsys_state` (v1), 0 if it is a `cgroup` (v2).
+    pub cset_is_css: u32,
+    /// `cgroup_subsys_state.cgroup`
+    pub css_cgroup: u32,
+    /// `cgroup_subsys_state.parent`
+    pub css_parent: u32,
+    /// `cgroup.self`
+    pub cgroup_self: u32,
+    /// `cgroup.kn`
+    pub cgroup_kn: u32,
+    /// `kernfs_node.id`
+    pub kn_id: u32,
+    /// `task_struct.exit_code`
+    pub task_exit_code: u32,
+    /// `task_struct.signal`
+    pub task_signal: u32,
+    /// `signal_struct.live`
+    pub signal_live: u32,
+}
+
+/// Switches of the kernel programs, one global.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Config {
+    /// Bits of [`crate::Kind::bit`] whose raw records are wanted.
+    pub raw_kinds: u64,
+    /// Files at least this long are model files whatever their name, bytes.
+    pub model_min_bytes: u64,
+}
+
+const _: () = {
+    assert!(size_of::<FileName>() == (FILE_NAME_SLOTS - 1) * crate::RECORD_BYTES);
+    assert!(size_of::<CountersKey>() == 24);
+    assert!(size_of::<GpuCountersKey>() == 24);
+};

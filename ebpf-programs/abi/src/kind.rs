@@ -1,0 +1,120 @@
+//! The kinds of record. Append-only: a number, once given, keeps its meaning for ever.
+
+/// Records were lost before they could be delivered; body [`crate::Lost`].
+pub const LOST: u16 = 1;
+/// A process executed a new program; body [`crate::Exec`].
+pub const EXEC: u16 = 2;
+/// A process ended (its last thread); body [`crate::Exit`].
+pub const EXIT: u16 = 3;
+/// A process forked; the header is the parent's; body [`crate::Fork`].
+pub const FORK: u16 = 4;
+/// A model file was opened; body [`crate::ModelFile`].
+pub const MODEL_OPEN: u16 = 5;
+/// A model file was mapped; body [`crate::ModelFile`] with the mapped length in `bytes`.
+pub const MODEL_MAP: u16 = 6;
+/// Any successful `mmap`; body [`crate::MapCall`]. A frequent kind: prefer `SAMPLE_MAPS`.
+pub const MMAP: u16 = 7;
+/// Any successful `munmap`; body [`crate::MapCall`]. A frequent kind: prefer `SAMPLE_MAPS`.
+pub const MUNMAP: u16 = 8;
+/// A watched device's ioctl was entered; body [`crate::GpuCall`], times 0. A frequent kind.
+pub const GPU_ENTER: u16 = 9;
+/// A watched device's ioctl returned; body [`crate::GpuCall`]. A frequent kind: prefer
+/// `SAMPLE_GPU`, or a threshold.
+pub const GPU_EXIT: u16 = 10;
+/// Scheduling of one process in one window; body [`crate::SampleSched`].
+pub const SAMPLE_SCHED: u16 = 11;
+/// Memory maps of one process in one window; body [`crate::SampleMaps`].
+pub const SAMPLE_MAPS: u16 = 12;
+/// Driver calls of one process on one device class in one window; body [`crate::SampleGpu`].
+pub const SAMPLE_GPU: u16 = 13;
+/// Name of a file seen by `MODEL_OPEN`; several slots; for the agent's file table only.
+pub const FILE_NAME: u16 = 14;
+
+/// A kind that this version of the ABI knows, for `match` and for names in manifests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u16)]
+pub enum Kind {
+    /// See [`LOST`].
+    Lost = LOST,
+    /// See [`EXEC`].
+    Exec = EXEC,
+    /// See [`EXIT`].
+    Exit = EXIT,
+    /// See [`FORK`].
+    Fork = FORK,
+    /// See [`MODEL_OPEN`].
+    ModelOpen = MODEL_OPEN,
+    /// See [`MODEL_MAP`].
+    ModelMap = MODEL_MAP,
+    /// See [`MMAP`].
+    Mmap = MMAP,
+    /// See [`MUNMAP`].
+    Munmap = MUNMAP,
+    /// See [`GPU_ENTER`].
+    GpuEnter = GPU_ENTER,
+    /// See [`GPU_EXIT`].
+    GpuExit = GPU_EXIT,
+    /// See [`SAMPLE_SCHED`].
+    SampleSched = SAMPLE_SCHED,
+    /// See [`SAMPLE_MAPS`].
+    SampleMaps = SAMPLE_MAPS,
+    /// See [`SAMPLE_GPU`].
+    SampleGpu = SAMPLE_GPU,
+    /// See [`FILE_NAME`].
+    FileName = FILE_NAME,
+}
+
+impl Kind {
+    /// Every kind, in order of its number.
+    pub const ALL: &'static [Kind] = &[
+        Kind::Lost,
+        Kind::Exec,
+        Kind::Exit,
+        Kind::Fork,
+        Kind::ModelOpen,
+        Kind::ModelMap,
+        Kind::Mmap,
+        Kind::Munmap,
+        Kind::GpuEnter,
+        Kind::GpuExit,
+        Kind::SampleSched,
+        Kind::SampleMaps,
+        Kind::SampleGpu,
+        Kind::FileName,
+    ];
+
+    /// The kind of that number.
+    pub fn from_raw(raw: u16) -> Option<Kind> {
+        Self::ALL.iter().copied().find(|kind| *kind as u16 == raw)
+    }
+
+    /// The kind of that name, as written in a policy's manifest.
+    pub fn from_name(name: &str) -> Option<Kind> {
+        Self::ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+
+    /// The name, as written in a policy's manifest and shown to people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Lost => "lost",
+            Kind::Exec => "exec",
+            Kind::Exit => "exit",
+            Kind::Fork => "fork",
+            Kind::ModelOpen => "model-open",
+            Kind::ModelMap => "model-map",
+            Kind::Mmap => "mmap",
+            Kind::Munmap => "munmap",
+            Kind::GpuEnter => "gpu-enter",
+            Kind::GpuExit => "gpu-exit",
+            Kind::SampleSched => "sample-sched",
+            Kind::SampleMaps => "sample-maps",
+            Kind::SampleGpu => "sample-gpu",
+            Kind::FileName => "file-name",
+        }
+    }
+
+    /// The bit that stands for this kind in a subscription mask.
+    pub const fn bit(self) -> u64 {
+        1 << (self as u16)
+    }
+}
