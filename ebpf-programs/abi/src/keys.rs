@@ -11,7 +11,26 @@ pub const MODEL_SUFFIX_BYTES: usize = 16;
 /// 64-byte slots of a `FILE_NAME` entry: the header's and the name's.
 pub const FILE_NAME_SLOTS: usize = 5;
 /// Names of the places where records can be lost, by index.
-pub const LOSS_SOURCES: &[&str] = &["ring-buffer", "counter-map", "policy-queue", "state-map"];
+pub const LOSS_SOURCES: &[&str] = &[
+    "ring-buffer",
+    "counter-map",
+    "policy-queue",
+    "state-map",
+    "hook-skipped",
+];
+/// [`LOSS_SOURCES`]: the ring buffer had no room for a record.
+pub const LOSS_RING_BUFFER: u32 = 0;
+/// [`LOSS_SOURCES`]: no room for another process's counters.
+pub const LOSS_COUNTER_MAP: u32 = 1;
+/// [`LOSS_SOURCES`]: a policy was too slow for its queue. Counted in user space.
+pub const LOSS_POLICY_QUEUE: u32 = 2;
+/// [`LOSS_SOURCES`]: no room to remember a call or a wait until its end.
+pub const LOSS_STATE_MAP: u32 = 3;
+/// [`LOSS_SOURCES`]: the kernel did not run a program because another one was under way on
+/// that CPU (`recursion_misses`). Counted by the kernel, read in user space; whose is unknown.
+pub const LOSS_HOOK_SKIPPED: u32 = 4;
+/// Device classes (`[[devices]]` entries) at once.
+pub const MAX_DEVICE_CLASSES: u32 = 64;
 
 /// Key of the watched-device map.
 #[repr(C)]
@@ -214,16 +233,64 @@ pub struct Offsets {
     pub task_signal: u32,
     /// `signal_struct.live`
     pub signal_live: u32,
+    /// `signal_struct.group_exit_code`
+    pub signal_group_exit_code: u32,
+    /// `task_struct.__state`; only read where `switch_has_state` is 0.
+    pub task_state: u32,
+    /// 1 if the tracepoint `sched_switch` hands over the previous task's state (Linux 5.18).
+    pub switch_has_state: u32,
 }
 
-/// Switches of the kernel programs, one global.
+/// Switches of the kernel programs that change at run time, the only entry of an array map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Config {
-    /// Bits of [`crate::Kind::bit`] whose raw records are wanted.
-    pub raw_kinds: u64,
+    /// Bits of [`crate::Kind::bit`] of the records, raw and sampled, that are wanted.
+    pub kinds: u64,
     /// Files at least this long are model files whatever their name, bytes.
     pub model_min_bytes: u64,
+    /// Counts up with each change of the scope; older [`Verdict`]s are void.
+    pub generation: u32,
+    /// 1 if every workload is watched.
+    pub scope_all: u32,
+    /// The agent's process id, never watched.
+    pub own_pid: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// Whether a cgroup is watched, remembered by its id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Verdict {
+    /// [`Config::generation`] under which it was found.
+    pub generation: u32,
+    /// 1 if it is, or lies below, a watched root.
+    pub watched: u32,
+}
+
+/// An `mmap` or `munmap` under way, keyed by `pid << 32 | tid`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct PendingMap {
+    /// Address asked for.
+    pub address: u64,
+    /// Length asked for, bytes.
+    pub bytes: u64,
+    /// `MAP_*` flags; 0 for `munmap`.
+    pub map_flags: u32,
+    /// File descriptor as given.
+    pub fd: u32,
+}
+
+/// A task that waits for a CPU, keyed by its thread id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Waiting {
+    /// Since when, `CLOCK_BOOTTIME` nanoseconds.
+    pub since_ns: u64,
+    /// Its workload then; a wait that ends in another one is not counted.
+    pub workload: u64,
 }
 
 const _: () = {

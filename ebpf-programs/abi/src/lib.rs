@@ -16,9 +16,10 @@ pub use body::{
     Body, Exec, Exit, Fork, GpuCall, Lost, MapCall, ModelFile, SampleGpu, SampleMaps, SampleSched,
 };
 pub use keys::{
-    Config, Counters, CountersKey, CpuLosses, DeviceKey, DeviceRule, FileKey, FileName,
-    GpuCounters, GpuCountersKey, InFlight, Offsets, ANY_MINOR, FILE_NAME_SLOTS, LOSS_SOURCES,
-    MAX_CGROUP_DEPTH, MODEL_SUFFIX_BYTES,
+    ANY_MINOR, Config, Counters, CountersKey, CpuLosses, DeviceKey, DeviceRule, FILE_NAME_SLOTS,
+    FileKey, FileName, GpuCounters, GpuCountersKey, InFlight, LOSS_COUNTER_MAP, LOSS_HOOK_SKIPPED,
+    LOSS_POLICY_QUEUE, LOSS_RING_BUFFER, LOSS_SOURCES, LOSS_STATE_MAP, MAX_CGROUP_DEPTH,
+    MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, Offsets, PendingMap, Verdict, Waiting,
 };
 pub use kind::Kind;
 

@@ -1,0 +1,111 @@
+//! What all policies share: the wasmtime engine, the ticker and the look-ups.
+//!
+//! Invariant: the engine is set up for repeatable results (canonical NaNs, no relaxed SIMD, no
+//! threads) and for nothing that policies do not need (no WASI, no async).
+
+use super::bindings;
+use super::host::HostState;
+use super::limits::Limits;
+use super::ticker::Ticker;
+use palisade_core::{ProcessId, WorkloadId};
+use std::sync::Arc;
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime::{Config, OptLevel};
+
+/// Answers to policies' questions. Implementations answer from memory: a policy that waits here
+/// cannot be interrupted.
+pub trait Lookup: Send + Sync {
+    /// What is known about a process.
+    fn process_of(&self, process: ProcessId) -> Option<ProcessFacts>;
+    /// What is known about a workload, by kernfs id.
+    fn workload_of(&self, workload: WorkloadId) -> Option<WorkloadFacts>;
+    /// The path of a file, by kernel `dev_t` and inode number.
+    fn file_path(&self, device: u32, inode: u64) -> Option<String>;
+}
+
+/// What a policy learns about a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessFacts {
+    /// Parent's process id.
+    pub parent: u32,
+    /// The name it gives itself.
+    pub comm: String,
+    /// Path of its executable.
+    pub exe: String,
+    /// Its workload's kernfs id.
+    pub workload: u64,
+}
+
+/// What a policy learns about a workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkloadFacts {
+    /// Path below the hierarchy's mount point.
+    pub cgroup: String,
+    /// Container id.
+    pub container: Option<String>,
+}
+
+/// Knows nothing: for checks, benchmarks and tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoLookup;
+
+impl Lookup for NoLookup {
+    fn process_of(&self, _process: ProcessId) -> Option<ProcessFacts> {
+        None
+    }
+
+    fn workload_of(&self, _workload: WorkloadId) -> Option<WorkloadFacts> {
+        None
+    }
+
+    fn file_path(&self, _device: u32, _inode: u64) -> Option<String> {
+        None
+    }
+}
+
+/// The part of the policy host that all instances share.
+pub struct EngineShared {
+    pub(super) engine: wasmtime::Engine,
+    pub(super) linker: Linker<HostState>,
+    pub(super) ticker: Ticker,
+    pub(super) lookup: Arc<dyn Lookup>,
+}
+
+impl std::fmt::Debug for EngineShared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineShared").field("ticker", &self.ticker).finish_non_exhaustive()
+    }
+}
+
+impl EngineShared {
+    /// Sets the engine up and starts its ticker thread.
+    ///
+    /// # Errors
+    /// The machine's CPU is not supported, or the system has no thread left.
+    pub fn new(lookup: Arc<dyn Lookup>) -> wasmtime::Result<Arc<Self>> {
+        let mut config = Config::new();
+        config
+            .epoch_interruption(true)
+            .cranelift_nan_canonicalization(true)
+            .cranelift_opt_level(OptLevel::Speed)
+            .wasm_relaxed_simd(false)
+            .wasm_memory64(false)
+            .wasm_multi_memory(false)
+            .concurrency_support(false)
+            // Only profilers look at it.
+            .native_unwind_info(false);
+        let engine = wasmtime::Engine::new(&config)?;
+        let mut linker = Linker::new(&engine);
+        bindings::Policy::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
+        let ticker = Ticker::start(engine.clone())?;
+        Ok(Arc::new(Self { engine, linker, ticker, lookup }))
+    }
+
+    pub(super) fn store(&self, limits: &Limits) -> wasmtime::Store<HostState> {
+        let state = HostState::new(Arc::clone(&self.lookup), limits);
+        let mut store = wasmtime::Store::new(&self.engine, state);
+        store.limiter(|state| &mut state.limiter);
+        store.epoch_deadline_callback(|mut context| Ok(context.data_mut().at_epoch()));
+        store
+    }
+}

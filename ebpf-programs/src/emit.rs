@@ -1,0 +1,119 @@
+//! Records into the ring buffer, counts into the per-CPU maps, losses into their own.
+
+use crate::{
+    filter::Who,
+    tables::{COUNTERS, EVENTS, LOSSES},
+};
+use aya_ebpf::helpers::{
+    bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str_bytes,
+};
+use palisade_abi::{
+    Body, Counters, CpuLosses, FILE_NAME_SLOTS, FileName, Header, LOSS_COUNTER_MAP,
+    LOSS_RING_BUFFER, ModelFile, RECORD_BYTES, Record, kind,
+};
+
+/// Only insert; an entry that is there stays as it is.
+pub const BPF_NOEXIST: u64 = 1;
+
+/// `CLOCK_BOOTTIME`, nanoseconds.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+#[inline(always)]
+fn header(who: &Who, time_ns: u64, kind: u16, flags: u16) -> Header {
+    Header {
+        time_ns,
+        workload: who.workload,
+        start_ns: who.start_ns,
+        pid: who.pid,
+        tid: who.tid,
+        kind,
+        flags,
+        // SAFETY: the helper has no preconditions.
+        cpu: unsafe { bpf_get_smp_processor_id() },
+    }
+}
+
+/// Sends one record.
+#[inline(always)]
+pub fn record<B: Body>(who: &Who, time_ns: u64, kind: u16, flags: u16, body: B) {
+    let Some(mut entry) = EVENTS.reserve::<Record>(0) else {
+        lost(who.workload, LOSS_RING_BUFFER);
+        return;
+    };
+    entry.write(Record {
+        header: header(who, time_ns, kind, flags),
+        body: bytemuck::cast(body),
+    });
+    entry.submit(0);
+}
+
+#[repr(C)]
+struct Named {
+    record: Record,
+    name: FileName,
+}
+const _: () = assert!(size_of::<Named>() == FILE_NAME_SLOTS * RECORD_BYTES);
+
+/// Sends the name of a file: a header slot with the file in its body, then the name.
+#[inline(always)]
+pub fn file_name(who: &Who, time_ns: u64, file: ModelFile, name: crate::kernel::Address) -> bool {
+    let Some(mut entry) = EVENTS.reserve::<Named>(0) else {
+        lost(who.workload, LOSS_RING_BUFFER);
+        return false;
+    };
+    let slots = entry.as_mut_ptr();
+    // SAFETY: the entry is reserved, aligned to 8 and as large as `Named`. The name is zeroed
+    // word by word first, so that no earlier entry's bytes are handed out behind it.
+    unsafe {
+        (&raw mut (*slots).record).write(Record {
+            header: header(who, time_ns, kind::FILE_NAME, 0),
+            body: bytemuck::cast(file),
+        });
+        let words = (&raw mut (*slots).name).cast::<u64>();
+        for word in 0..size_of::<FileName>() / 8 {
+            words.add(word).write_volatile(0);
+        }
+        let bytes = &mut (*slots).name.bytes;
+        let _ = bpf_probe_read_kernel_str_bytes(name.0 as *const u8, bytes);
+    }
+    entry.submit(0);
+    true
+}
+
+/// The process's counters on this CPU; makes the entry if there is none.
+#[inline(always)]
+pub fn counters(who: &Who) -> Option<&'static mut Counters> {
+    let key = who.key();
+    let found = COUNTERS.get_ptr_mut(key).or_else(|| {
+        let _ = COUNTERS.insert(key, Counters::default(), BPF_NOEXIST);
+        COUNTERS.get_ptr_mut(key)
+    });
+    match found {
+        // SAFETY: the value belongs to this CPU. A program that interrupts this one here could
+        // at worst lose one addition of a statistic.
+        Some(counters) => Some(unsafe { &mut *counters }),
+        None => {
+            lost(who.workload, LOSS_COUNTER_MAP);
+            None
+        }
+    }
+}
+
+/// Counts one loss for a workload.
+#[inline(always)]
+pub fn lost(workload: u64, source: u32) {
+    let found = LOSSES.get_ptr_mut(workload).or_else(|| {
+        let _ = LOSSES.insert(workload, CpuLosses::default(), BPF_NOEXIST);
+        LOSSES
+            .get_ptr_mut(workload)
+            .or_else(|| LOSSES.get_ptr_mut(0))
+    });
+    if let Some(losses) = found {
+        // SAFETY: the value belongs to this CPU; the index is a constant below 4 at every caller.
+        unsafe { (*losses).counts[source as usize & 3] += 1 };
+    }
+}

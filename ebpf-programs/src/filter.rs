@@ -1,0 +1,108 @@
+//! Whose events count: the filter by workload.
+//!
+//! The answer for a cgroup is remembered under its id. A cgroup cannot get another parent, so an
+//! answer stays right until the agent changes the scope, which counts up the generation.
+
+use crate::{
+    kernel::{Task, cgroup_id},
+    tables::{CONFIG, ROOTS, VERDICTS, offset},
+};
+use palisade_abi::{Config, CountersKey, Kind, MAX_CGROUP_DEPTH, Verdict};
+
+/// A watched task, as records name it.
+#[derive(Clone, Copy)]
+pub struct Who {
+    /// Kernfs id of its cgroup.
+    pub workload: u64,
+    /// Start of its process, `CLOCK_BOOTTIME` nanoseconds.
+    pub start_ns: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+}
+
+impl Who {
+    /// Key of the process's counters.
+    #[inline(always)]
+    pub fn key(&self) -> CountersKey {
+        CountersKey {
+            start_ns: self.start_ns,
+            workload: self.workload,
+            pid: self.pid,
+            pad: 0,
+        }
+    }
+}
+
+/// The switches as they are now.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+/// Whether records of that kind are wanted.
+#[inline(always)]
+pub fn wanted(config: &Config, kind: Kind) -> bool {
+    config.kinds & kind.bit() != 0
+}
+
+/// The task, if its workload is watched and it is not the agent.
+#[inline(always)]
+pub fn watched(config: &Config, task: Task) -> Option<Who> {
+    let workload = watched_workload(config, task)?;
+    let pid = task.pid()?;
+    if pid == config.own_pid || pid == 0 {
+        return None;
+    }
+    Some(Who {
+        workload,
+        start_ns: task.leader()?.own_start()?,
+        pid,
+        tid: task.tid()?,
+    })
+}
+
+/// The task's workload, if it is watched. The cheap half of [`watched`].
+#[inline(always)]
+pub fn watched_workload(config: &Config, task: Task) -> Option<u64> {
+    let css = task.css()?;
+    let id = cgroup_id(css)?;
+    if config.scope_all != 0 {
+        return Some(id);
+    }
+    // SAFETY: an entry may be replaced while it is read; a torn verdict could only pair an old
+    // generation with a new answer or the reverse, and both halves of one id's answer agree.
+    if let Some(verdict) = unsafe { VERDICTS.get(id) }
+        && verdict.generation == config.generation
+    {
+        return if verdict.watched == 1 { Some(id) } else { None };
+    }
+    let found = below_a_root(css);
+    let verdict = Verdict {
+        generation: config.generation,
+        watched: found as u32,
+    };
+    // A full cache only costs another walk.
+    let _ = VERDICTS.insert(id, verdict, 0);
+    if found { Some(id) } else { None }
+}
+
+/// Whether the cgroup or one above it is a watched root.
+#[inline(always)]
+fn below_a_root(css: crate::kernel::Address) -> bool {
+    let mut css = css;
+    for _ in 0..MAX_CGROUP_DEPTH {
+        let Some(id) = cgroup_id(css) else {
+            return false;
+        };
+        if ROOTS.get_ptr(id).is_some() {
+            return true;
+        }
+        let Some(parent) = css.follow(offset!(css_parent)) else {
+            return false;
+        };
+        css = parent;
+    }
+    false
+}

@@ -1,0 +1,126 @@
+//! The maps and globals that the programs share with the agent.
+//!
+//! The agent finds them by these names and sets the sizes of some at load time.
+
+use aya_ebpf::{
+    Global,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuHashMap, RingBuf},
+};
+use palisade_abi::{
+    Config, Counters, CountersKey, CpuLosses, DeviceKey, DeviceRule, FileKey, GpuCounters,
+    GpuCountersKey, InFlight, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, Offsets, PendingMap, Verdict,
+    Waiting,
+};
+
+/// Raw records and `FILE_NAME` entries. Resized by the agent.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// The only entry: switches that change at run time.
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// Roots of the watched cgroups, by id. Written by the agent.
+#[map]
+pub static ROOTS: HashMap<u64, u32> = HashMap::with_max_entries(1024, 0);
+
+/// Cached answers of the filter, by cgroup id. An entry pushed out is found again.
+#[map]
+pub static VERDICTS: LruHashMap<u64, Verdict> = LruHashMap::with_max_entries(8192, 0);
+
+/// Watched devices. Written by the agent.
+#[map]
+pub static DEVICES: HashMap<DeviceKey, DeviceRule> = HashMap::with_max_entries(256, 0);
+
+/// Driver calls under way, of every process on the host.
+#[map]
+pub static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(16_384, 0);
+
+/// Per device class, the time of the last return of any process's call.
+#[map]
+pub static LAST_RETURN: Array<u64> = Array::with_max_entries(MAX_DEVICE_CLASSES, 0);
+
+/// `mmap` and `munmap` calls under way, of watched workloads.
+#[map]
+pub static PENDING_MAPS: HashMap<u64, PendingMap> = HashMap::with_max_entries(16_384, 0);
+
+/// Watched tasks that wait for a CPU, by thread id.
+#[map]
+pub static WAITING: HashMap<u32, Waiting> = HashMap::with_max_entries(16_384, 0);
+
+/// Counters per process. Resized by the agent.
+#[map]
+pub static COUNTERS: PerCpuHashMap<CountersKey, Counters> =
+    PerCpuHashMap::with_max_entries(4096, 0);
+
+/// Driver-call counters per process and device class. Resized by the agent.
+#[map]
+pub static GPU_COUNTERS: PerCpuHashMap<GpuCountersKey, GpuCounters> =
+    PerCpuHashMap::with_max_entries(4096, 0);
+
+/// Losses per workload. The agent makes the entry of workload 0, which takes what finds no room.
+#[map]
+pub static LOSSES: PerCpuHashMap<u64, CpuLosses> = PerCpuHashMap::with_max_entries(2048, 0);
+
+/// Suffixes of model files: without the dot, aligned to the end, NULs in front.
+#[map]
+pub static SUFFIXES: HashMap<[u8; MODEL_SUFFIX_BYTES], u32> = HashMap::with_max_entries(64, 0);
+
+/// Model files whose name was already told. Once pushed out, a name is told again.
+#[map]
+pub static NAMED: LruHashMap<FileKey, u32> = LruHashMap::with_max_entries(4096, 0);
+
+/// Processes whose end was told, by pid and start: two last threads may end at the same time,
+/// and before Linux 6.16 the hook does not say which one was the last.
+#[map]
+pub static ENDED: LruHashMap<[u64; 2], u32> = LruHashMap::with_max_entries(4096, 0);
+
+/// Offsets of kernel structure members.
+#[unsafe(no_mangle)]
+pub static OFFSETS: Global<Offsets> = Global::new(Offsets {
+    task_files: 0,
+    files_fdt: 0,
+    fdt_fd: 0,
+    fdt_max_fds: 0,
+    file_inode: 0,
+    file_dentry: 0,
+    dentry_name: 0,
+    dentry_name_len: 0,
+    inode_rdev: 0,
+    inode_mode: 0,
+    inode_size: 0,
+    inode_ino: 0,
+    inode_sb: 0,
+    sb_dev: 0,
+    task_leader: 0,
+    task_start: 0,
+    task_tgid: 0,
+    task_pid: 0,
+    task_parent: 0,
+    task_cgroups: 0,
+    cset_entry: 0,
+    cset_is_css: 0,
+    css_cgroup: 0,
+    css_parent: 0,
+    cgroup_self: 0,
+    cgroup_kn: 0,
+    kn_id: 0,
+    task_exit_code: 0,
+    task_signal: 0,
+    signal_live: 0,
+    signal_group_exit_code: 0,
+    task_state: 0,
+    switch_has_state: 0,
+});
+
+/// One member of [`OFFSETS`]. The verifier knows the frozen value, so it costs one instruction.
+macro_rules! offset {
+    ($member:ident) => {{
+        let table = (&raw const $crate::tables::OFFSETS).cast::<palisade_abi::Offsets>();
+        // SAFETY: `Global` is transparent over an initialised `Offsets`; the volatile read keeps
+        // the compiler from using the zeros above instead of what the agent put there.
+        unsafe { core::ptr::read_volatile(&raw const (*table).$member) as usize }
+    }};
+}
+pub(crate) use offset;

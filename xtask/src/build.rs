@@ -1,0 +1,60 @@
+//! Building everything, and what only needs a build: the demo and the benchmarks.
+
+use crate::process::{cargo, foreground, root, step};
+use crate::{bpf, setup, wasm};
+use anyhow::Result;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+/// How the agent is compiled.
+#[derive(Clone, Copy, Debug)]
+pub enum Profile {
+    /// What people run.
+    Release,
+    /// What the tests run.
+    Dev,
+}
+
+/// Kernel programs, policies, agent and example workloads, in that order.
+pub fn build(profile: Profile) -> Result<()> {
+    let toolchain = setup::setup()?;
+    bpf::build(&toolchain)?;
+    wasm::build_policies(&toolchain)?;
+    if matches!(profile, Profile::Dev) {
+        wasm::build_guests(&toolchain)?;
+    }
+    let mut command = cargo();
+    command.args(["build", "--locked", "--package", "palisade", "--package", "palisade-workloads"]);
+    if matches!(profile, Profile::Release) {
+        command.arg("--release");
+    }
+    step("agent", &mut command)
+}
+
+fn binary(profile: Profile) -> PathBuf {
+    let folder = match profile {
+        Profile::Release => "release",
+        Profile::Dev => "debug",
+    };
+    root().join("target").join(folder).join("palisade")
+}
+
+/// Builds, then runs `palisade demo`.
+pub fn demo(arguments: &[String]) -> Result<ExitCode> {
+    build(Profile::Release)?;
+    let root_user = crate::process::output(Command::new("id").arg("-u")).is_some_and(|uid| uid == "0");
+    let mut command = if root_user { Command::new(binary(Profile::Release)) } else { Command::new("sudo") };
+    if !root_user {
+        command.arg(binary(Profile::Release));
+    }
+    command.current_dir(root()).arg("demo").args(["--policies", "target/policies"]).args(arguments);
+    foreground(&mut command)
+}
+
+/// Builds, then runs the benchmarks.
+pub fn bench(arguments: &[String]) -> Result<ExitCode> {
+    build(Profile::Release)?;
+    let mut command = cargo();
+    command.args(["bench", "--locked", "--quiet", "--package", "palisade-tests", "--bench", "ratios", "--"]).args(arguments);
+    foreground(&mut command)
+}

@@ -1,0 +1,119 @@
+//! Running other programs: quietly with a line of progress, or in the foreground.
+
+use anyhow::{bail, Context, Result};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().map(PathBuf::from).unwrap_or(manifest)
+}
+
+/// The cargo that `./x` chose, or the one on the PATH.
+pub fn cargo() -> Command {
+    let program = std::env::var_os("PALISADE_CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.current_dir(root());
+    clear_cargo_environment(&mut command);
+    command
+}
+
+/// Takes out what the `cargo run` around xtask sets, which would confuse another cargo.
+pub fn clear_cargo_environment(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_")
+            || matches!(&*text, "CARGO" | "CARGO_MANIFEST_DIR" | "CARGO_MANIFEST_PATH" | "RUSTUP_TOOLCHAIN")
+        {
+            command.env_remove(&name);
+        }
+    }
+}
+
+/// What the command prints to standard output, trimmed; `None` if it cannot run or fails.
+pub fn output(command: &mut Command) -> Option<String> {
+    let output = command.stderr(Stdio::null()).stdin(Stdio::null()).output().ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Runs a command in the foreground.
+pub fn foreground(command: &mut Command) -> Result<ExitCode> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+/// Runs a command with one line of progress; its output is shown only if it fails.
+pub fn step(what: &str, command: &mut Command) -> Result<()> {
+    let started = Instant::now();
+    let terminal = std::io::stderr().is_terminal();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    let out = collect(child.stdout.take());
+    let err = collect(child.stderr.take());
+    let mut shown = Duration::ZERO;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let elapsed = started.elapsed();
+        let due = if terminal { Duration::from_millis(500) } else { Duration::from_secs(30) };
+        if elapsed - shown >= due {
+            shown = elapsed;
+            if terminal {
+                eprint!("\r  … {what} {} s", elapsed.as_secs());
+            } else {
+                eprintln!("  … {what} {} s", elapsed.as_secs());
+            }
+            let _ = std::io::stderr().flush();
+        }
+    };
+    let (out, err) = (join(out), join(err));
+    let start = if terminal { "\r\x1b[K" } else { "" };
+    if status.success() {
+        eprintln!("{start}  ✓ {what} ({:.1} s)", started.elapsed().as_secs_f64());
+        return Ok(());
+    }
+    eprintln!("{start}  ✗ {what}\n{out}{err}");
+    bail!("{what} failed ({status}): {command:?}")
+}
+
+type Collector = Option<std::thread::JoinHandle<String>>;
+
+fn collect(pipe: Option<impl Read + Send + 'static>) -> Collector {
+    let mut pipe = pipe?;
+    Some(std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }))
+}
+
+fn join(collector: Collector) -> String {
+    collector.and_then(|thread| thread.join().ok()).unwrap_or_default()
+}
+
+/// Runs a command, passes its lines on as they come, and gives each to `see`.
+pub fn stream(command: &mut Command, mut see: impl FnMut(&str)) -> Result<bool> {
+    let (reader, writer) = std::io::pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+    // The command holds the pipe's write ends; give up ours so that reading ends with the child.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    for line in BufReader::new(reader).lines() {
+        let line = line.unwrap_or_default();
+        println!("{line}");
+        see(&line);
+    }
+    Ok(child.wait()?.success())
+}

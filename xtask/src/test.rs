@@ -1,0 +1,116 @@
+//! Tests and lints.
+
+use crate::build::{build, Profile};
+use crate::process::{cargo, output, step, stream};
+use anyhow::{bail, Result};
+use std::process::{Command, ExitCode};
+
+/// How large the tests' numbers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// Minutes.
+    Normal,
+    /// As long as it takes.
+    Soak,
+}
+
+/// Runs every test of the workspace and sums them up, skipped ones apart.
+pub fn test(arguments: &[String], size: Size) -> Result<ExitCode> {
+    build(Profile::Dev)?;
+    let mut tally = Tally::default();
+    // Pure tests run side by side; live ones share the kernel and one agent lock, so one at a time.
+    let mut pure = cargo();
+    pure.args(["test", "--locked", "--workspace", "--exclude", "palisade-tests"]).args(arguments);
+    pure.args(["--", "--nocapture"]);
+    let mut live = cargo();
+    live.args(["test", "--locked", "--package", "palisade-tests"]).args(arguments);
+    live.args(["--", "--nocapture", "--test-threads=1"]);
+    let mut good = true;
+    for command in [&mut pure, &mut live] {
+        command.arg("--quiet");
+        if size == Size::Soak {
+            command.env("PALISADE_SOAK", "1");
+        }
+        good &= stream(command.env("RUST_BACKTRACE", "1"), |line| tally.see(line))?;
+    }
+    if !tally.skips.is_empty() {
+        println!("\nskipped here:");
+        for skip in &tally.skips {
+            println!("  {skip}");
+        }
+    }
+    // A skipped test returns early and libtest counts it as passed: count it once, as skipped.
+    let passed = tally.passed.saturating_sub(tally.skips.len() as u64);
+    println!("\n{passed} passed, {} failed, {} skipped", tally.failed, tally.skips.len() as u64 + tally.ignored);
+    Ok(if good && tally.failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    skips: Vec<String>,
+}
+
+impl Tally {
+    /// Reads libtest's closing lines, and the `SKIPPED name: why` lines of the project's tests.
+    fn see(&mut self, line: &str) {
+        if let Some(at) = line.find("SKIPPED ") {
+            self.skips.push(line[at + "SKIPPED ".len()..].to_owned());
+        }
+        let Some(at) = line.find("test result: ") else { return };
+        let numbers = line[at..].split(['.', ';']);
+        for part in numbers {
+            let mut words = part.split_whitespace();
+            if let (Some(Ok(count)), Some(what)) = (words.next().map(str::parse::<u64>), words.next()) {
+                match what {
+                    "passed" => self.passed += count,
+                    "failed" => self.failed += count,
+                    "ignored" => self.ignored += count,
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// Format and clippy over every workspace that stable Rust can check.
+pub fn lint() -> Result<()> {
+    for tool in ["fmt", "clippy"] {
+        if output(cargo().args([tool, "--version"])).is_none() {
+            return Err(anyhow::Error::msg(format!("cargo {tool} is missing: rustup component add rustfmt clippy")));
+        }
+    }
+    step("format", cargo().args(["fmt", "--all", "--check"]))?;
+    let mut bpf_format = cargo();
+    bpf_format.current_dir(crate::process::root().join("ebpf-programs")).args(["fmt", "--check"]);
+    step("format of the kernel programs", &mut bpf_format)?;
+    step(
+        "clippy",
+        cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    )?;
+    let long = output(Command::new("git").args(["ls-files", "*.rs"]).current_dir(crate::process::root())).unwrap_or_default();
+    for file in long.lines() {
+        let lines = std::fs::read_to_string(crate::process::root().join(file)).map_or(0, |text| text.lines().count());
+        if lines > 500 {
+            bail!("{file} has {lines} lines; past 500 a file is asking to be two");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tally;
+
+    #[test]
+    fn closing_lines_and_skips_are_counted() {
+        let mut tally = Tally::default();
+        tally.see("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.1s");
+        tally.see("test x ... SKIPPED ioctls_are_counted: no root");
+        tally.see("test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out");
+        assert_eq!((tally.passed, tally.failed, tally.ignored), (14, 4, 1));
+        assert_eq!(tally.skips, ["ioctls_are_counted: no root"]);
+    }
+}
