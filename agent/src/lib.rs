@@ -1,2 +1,14 @@
-//! stub
+//! Palisade: the guardrail agent for hosts that serve AI models.
+//!
+//! The rooms and what each must never do are in `ARCHITECTURE.md`. Rooms do not import each other;
+//! [`runtime`] joins them.
+
+pub mod act;
+pub mod audit;
 pub mod batch;
+pub mod config;
+pub mod control;
+pub mod ebpf_object;
+pub mod identity;
+pub mod policy;
+pub mod sensors;

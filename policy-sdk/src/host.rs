@@ -43,7 +43,7 @@ pub struct WorkloadInfo {
 }
 
 #[cfg(target_arch = "wasm32")]
-use crate::bindings as side;
+use crate::wire as side;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::testing::fake as side;
 

@@ -71,6 +71,7 @@
 //! - `unsafe` code exists in one generated module, on `wasm32` alone.
 #![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
 #![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))] // A failed unwrap is a failed test.
 #![warn(missing_docs)]
 
 #[cfg(target_arch = "wasm32")]
@@ -88,6 +89,8 @@ pub mod stats;
 mod table;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
+#[cfg(target_arch = "wasm32")]
+mod wire;
 
 pub use host::Level;
 pub use palisade_abi as abi;

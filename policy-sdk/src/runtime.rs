@@ -1,6 +1,6 @@
 //! What stands between the generated exports and a [`Policy`]; `wasm32` only.
 
-use crate::{Level, Policy, Requests, Settings, bindings, host};
+use crate::{Level, Policy, Requests, Settings, bindings, host, wire};
 use std::cell::RefCell;
 
 /// The one instance of a policy in its component.
@@ -24,7 +24,7 @@ impl<P: Policy> Slot<P> {
         std::panic::set_hook(Box::new(|info| host::log(Level::Error, &info.to_string())));
         let settings = settings
             .into_iter()
-            .map(|(name, value)| (name, bindings::setting(value)))
+            .map(|(name, value)| (name, wire::setting(value)))
             .collect::<Settings>();
         let policy = P::init(&settings)?;
         *self.0.borrow_mut() = Some(policy);
@@ -67,6 +67,6 @@ impl<P: Policy> Slot<P> {
                 &format!("{} requests over the limit of one call left out", out.dropped()),
             );
         }
-        out.into_vec().into_iter().map(bindings::request).collect()
+        out.into_vec().into_iter().map(wire::request).collect()
     }
 }

@@ -23,7 +23,9 @@ struct Stamps(VecDeque<u64>);
 
 impl Stamps {
     fn count(&self, now_ns: u64) -> u32 {
-        let past = self.0.partition_point(|&stamp| now_ns.saturating_sub(stamp) >= WINDOW_NS);
+        let past = self
+            .0
+            .partition_point(|&stamp| now_ns.saturating_sub(stamp) >= WINDOW_NS);
         u32::try_from(self.0.len().saturating_sub(past)).unwrap_or(u32::MAX)
     }
 
@@ -37,7 +39,11 @@ impl Stamps {
     }
 
     fn prune(&mut self, now_ns: u64) {
-        while self.0.front().is_some_and(|&stamp| now_ns.saturating_sub(stamp) >= WINDOW_NS) {
+        while self
+            .0
+            .front()
+            .is_some_and(|&stamp| now_ns.saturating_sub(stamp) >= WINDOW_NS)
+        {
             self.0.pop_front();
         }
     }
@@ -71,10 +77,16 @@ impl Account {
             None => per_minute > 0,
         };
         if !policy_has_room {
-            return Err(Reason::Budget { scope: "policy".to_owned(), per_minute });
+            return Err(Reason::Budget {
+                scope: "policy".to_owned(),
+                per_minute,
+            });
         }
         if !self.host.has_room(now_ns, host_per_minute) {
-            return Err(Reason::Budget { scope: "host".to_owned(), per_minute: host_per_minute });
+            return Err(Reason::Budget {
+                scope: "host".to_owned(),
+                per_minute: host_per_minute,
+            });
         }
         Ok(())
     }
@@ -82,7 +94,10 @@ impl Account {
     /// Books one action of the policy.
     pub(crate) fn charge(&mut self, policy: &str, now_ns: u64) {
         self.host.add(now_ns);
-        self.policies.entry(policy.to_owned()).or_default().add(now_ns);
+        self.policies
+            .entry(policy.to_owned())
+            .or_default()
+            .add(now_ns);
     }
 
     /// Books one action against the host alone.
@@ -122,17 +137,14 @@ impl Account {
 
     /// Actions of the policy in the last minute.
     pub(crate) fn last_minute(&self, policy: &str, now_ns: u64) -> u32 {
-        self.policies.get(policy).map_or(0, |stamps| stamps.count(now_ns))
+        self.policies
+            .get(policy)
+            .map_or(0, |stamps| stamps.count(now_ns))
     }
 
     /// Actions of all policies in the last minute.
     pub(crate) fn host_last_minute(&self, now_ns: u64) -> u32 {
         self.host.count(now_ns)
-    }
-
-    /// Cooldowns held in memory.
-    pub(crate) fn cooldowns(&self) -> usize {
-        self.cooldowns.len()
     }
 }
 
@@ -162,7 +174,10 @@ mod tests {
         let mut account = Account::default();
         account.charge("a", 0);
         account.charge("b", 0);
-        let refused = Reason::Budget { scope: "host".to_owned(), per_minute: 2 };
+        let refused = Reason::Budget {
+            scope: "host".to_owned(),
+            per_minute: 2,
+        };
         assert_eq!(account.budget("c", 5, 2, 1), Err(refused));
     }
 
@@ -173,10 +188,13 @@ mod tests {
             account.charge("p", number);
             account.cool("p", Target::Workload(WorkloadId(number)), number, 1_000_000);
         }
-        assert_eq!(account.cooldowns(), MAX_COOLDOWNS);
-        assert_eq!(account.cooling("p", Target::Workload(WorkloadId(0)), 1), None);
+        assert_eq!(account.cooldowns.len(), MAX_COOLDOWNS);
+        assert_eq!(
+            account.cooling("p", Target::Workload(WorkloadId(0)), 1),
+            None
+        );
         account.prune(2 * WINDOW_NS);
-        assert_eq!(account.cooldowns(), 0);
+        assert_eq!(account.cooldowns.len(), 0);
         assert!(account.policies.is_empty() && account.host.0.is_empty());
     }
 }

@@ -1,8 +1,8 @@
 //! What goes into the core and what comes out.
 
 use crate::{
-    Action, Decision, EffectId, Evidence, Grant, Lease, LeaseId, PolicyRef, ProcessId,
-    Request, Severity, Target, WorkloadId,
+    Action, Decision, EffectId, Evidence, Grant, Lease, LeaseId, PolicyRef, ProcessId, Request,
+    Severity, Target, WorkloadId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -133,7 +133,7 @@ pub enum Effect {
         cgroup: Option<String>,
         /// What, after clamping.
         action: Action,
-        /// The lease that this begins or tightens; `None` for signals.
+        /// The lease that this begins, tightens or loosens; `None` for signals.
         lease: Option<Lease>,
     },
     /// Tell people; its intent is recorded first.
@@ -168,8 +168,8 @@ pub enum Effect {
         id: EffectId,
         /// The lease.
         lease: Lease,
-        /// "expired", "released", "policy gone", "disarmed", "orphaned", "loosened".
+        /// "expired", "released", "policy gone", "disarmed", "orphaned", "target gone",
+        /// "foreign change", "act failed", "no outcome".
         why: String,
     },
 }
-

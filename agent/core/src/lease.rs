@@ -1,6 +1,6 @@
 //! Leases: containments with an end.
 
-use crate::WorkloadId;
+use crate::{Power, WorkloadId};
 use serde::{Deserialize, Serialize};
 
 /// Number of a lease. Unique within a boot: built from the agent's start and a counter.
@@ -18,6 +18,16 @@ pub enum Knob {
     CpuQuota,
     /// Freezer.
     Freeze,
+}
+
+impl Knob {
+    /// The power that the operator must have granted for it.
+    pub fn power(self) -> Power {
+        match self {
+            Knob::CpuWeight | Knob::CpuQuota => Power::Throttle,
+            Knob::Freeze => Power::Freeze,
+        }
+    }
 }
 
 /// A containment in force.

@@ -141,7 +141,9 @@ impl ProtectList {
     pub fn new(own_pids: &[u32], own_exe: Option<&str>) -> Self {
         Self {
             own_pids: own_pids.iter().copied().collect(),
-            own_exe: own_exe.map(|exe| undeleted(exe).to_owned()).filter(|exe| !exe.is_empty()),
+            own_exe: own_exe
+                .map(|exe| undeleted(exe).to_owned())
+                .filter(|exe| !exe.is_empty()),
             ..Self::default()
         }
     }
@@ -175,15 +177,62 @@ impl ProtectList {
         Ok(())
     }
 
+    /// All rules, for people: the built-in ones first.
+    pub fn rules(&self) -> Vec<String> {
+        let own_pids = self
+            .own_pids
+            .iter()
+            .map(|pid| format!("pid {pid} (the agent's line)"));
+        let own_exe = self
+            .own_exe
+            .iter()
+            .map(|exe| format!("exe {exe} (the agent's)"));
+        let named = |sort: &'static str, names: &'static [&'static str]| {
+            names
+                .iter()
+                .map(move |name| format!("{sort} {name} (built-in)"))
+        };
+        ["pid 1 (built-in)", "kernel threads (built-in)"]
+            .into_iter()
+            .map(ToOwned::to_owned)
+            .chain(own_pids)
+            .chain(own_exe)
+            .chain(named("exe", DEFAULT_EXECUTABLES))
+            .chain(named("unit", DEFAULT_UNITS))
+            .chain(named("cgroup as a whole", DEFAULT_WHOLE_CGROUPS))
+            .chain(
+                self.executables
+                    .iter()
+                    .map(|pattern| format!("exe {}", pattern.text())),
+            )
+            .chain(
+                self.units
+                    .iter()
+                    .map(|pattern| format!("unit {}", pattern.text())),
+            )
+            .chain(self.cgroups.iter().map(|path| format!("cgroup /{path}")))
+            .collect()
+    }
+
     /// The rule that protects the target, if any.
     pub fn check(&self, target: &Target, facts: &TargetFacts) -> Option<Protection> {
         let rule = match target {
             Target::Process(process) => self.pid_rule(process.pid),
             Target::Workload(_) => None,
         };
-        rule.or_else(|| facts.cgroup.as_deref().and_then(|cgroup| self.cgroup_rule(cgroup)))
-            .or_else(|| facts.members.iter().find_map(|member| self.member_rule(member)))
-            .map(|rule| Protection { rule })
+        rule.or_else(|| {
+            facts
+                .cgroup
+                .as_deref()
+                .and_then(|cgroup| self.cgroup_rule(cgroup))
+        })
+        .or_else(|| {
+            facts
+                .members
+                .iter()
+                .find_map(|member| self.member_rule(member))
+        })
+        .map(|rule| Protection { rule })
     }
 
     fn pid_rule(&self, pid: u32) -> Option<String> {
@@ -225,8 +274,13 @@ impl ProtectList {
             return Some(format!("cgroup {cgroup} is outside the agent's namespace"));
         }
         let joined = path.join("/");
-        if DEFAULT_WHOLE_CGROUPS.iter().any(|whole| whole.trim_start_matches('/') == joined) {
-            return Some(format!("cgroup /{joined} is protected as a whole (built-in)"));
+        if DEFAULT_WHOLE_CGROUPS
+            .iter()
+            .any(|whole| whole.trim_start_matches('/') == joined)
+        {
+            return Some(format!(
+                "cgroup /{joined} is protected as a whole (built-in)"
+            ));
         }
         if let Some(unit) = self.unit_rule(&path) {
             return Some(format!("cgroup /{joined} belongs to unit {unit}"));
@@ -239,8 +293,11 @@ impl ProtectList {
 
     /// The first component that is not a slice is the unit; below it names are not systemd's.
     fn unit_rule<'a>(&self, path: &[&'a str]) -> Option<&'a str> {
-        let unit = path.iter().copied().find(|part| !part.ends_with(".slice"));
-        let slices = path.iter().copied().take_while(|part| part.ends_with(".slice"));
+        let unit = path.iter().copied().find(|part| !glob("*.slice", part));
+        let slices = path
+            .iter()
+            .copied()
+            .take_while(|part| glob("*.slice", part));
         let configured = |part: &&str| self.units.iter().any(|unit| glob(unit.text(), part));
         let default = |part: &&str| DEFAULT_UNITS.iter().any(|unit| glob(unit, part));
         unit.filter(|part| default(part) || configured(part))
@@ -250,10 +307,16 @@ impl ProtectList {
 
 fn built_in(exe: &str) -> Option<&'static str> {
     let (directory, name) = exe.rsplit_once('/')?;
-    if !SYSTEM_DIRECTORIES.iter().any(|trusted| glob(trusted, directory)) {
+    if !SYSTEM_DIRECTORIES
+        .iter()
+        .any(|trusted| glob(trusted, directory))
+    {
         return None;
     }
-    DEFAULT_EXECUTABLES.iter().copied().find(|pattern| glob(pattern, name))
+    DEFAULT_EXECUTABLES
+        .iter()
+        .copied()
+        .find(|pattern| glob(pattern, name))
 }
 
 /// The path of an executable that was replaced while it runs: the kernel appends " (deleted)".
@@ -262,16 +325,21 @@ fn undeleted(exe: &str) -> &str {
 }
 
 fn meaningful(pattern: &str) -> Result<&str, ProtectError> {
-    if pattern.chars().all(|letter| matches!(letter, '*' | '/') || letter.is_whitespace()) {
+    if pattern
+        .chars()
+        .all(|letter| matches!(letter, '*' | '/') || letter.is_whitespace())
+    {
         return Err(ProtectError::Everything(pattern.to_owned()));
     }
     Ok(pattern)
 }
 
 fn components(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/').filter(|part| !part.is_empty() && *part != ".")
+    path.split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
 }
 
 fn within(path: &str, ancestor: &str) -> bool {
-    path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(ancestor)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -80,7 +80,12 @@ impl fmt::Display for Action {
         match self {
             Action::CpuWeight(weight) => write!(f, "cpu weight {weight}"),
             Action::CpuQuota(permille) => {
-                write!(f, "cpu quota {}.{} % of one CPU", permille / 10, permille % 10)
+                write!(
+                    f,
+                    "cpu quota {}.{} % of one CPU",
+                    permille / 10,
+                    permille % 10
+                )
             }
             other => f.write_str(other.name()),
         }
@@ -131,7 +136,8 @@ pub enum Severity {
 pub struct Evidence {
     /// What was measured.
     pub name: String,
-    /// The measurement.
+    /// The measurement. One that is no finite number is written as text, which JSON can hold.
+    #[serde(with = "crate::number")]
     pub value: f64,
     /// Its unit.
     pub unit: String,
@@ -229,6 +235,18 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// Its name, as in the audit log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Verdict::Granted { .. } => "granted",
+            Verdict::Renewed { .. } => "renewed",
+            Verdict::Observed => "observed",
+            Verdict::Refused { .. } => "refused",
+        }
+    }
+}
+
 /// Why a request was refused, one variant a gate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "gate")]
@@ -283,6 +301,25 @@ pub enum Reason {
     Disarmed,
     /// The audit log cannot be written and the action cannot be undone.
     Unrecordable,
+}
+
+impl Reason {
+    /// The gate's name, as in the audit log.
+    pub fn gate(&self) -> &'static str {
+        match self {
+            Reason::Identity { .. } => "identity",
+            Reason::Protected { .. } => "protected",
+            Reason::OutOfScope => "out_of_scope",
+            Reason::Power { .. } => "power",
+            Reason::Invalid { .. } => "invalid",
+            Reason::Cooldown { .. } => "cooldown",
+            Reason::Budget { .. } => "budget",
+            Reason::LeaseLimit { .. } => "lease_limit",
+            Reason::Lossy { .. } => "lossy",
+            Reason::Disarmed => "disarmed",
+            Reason::Unrecordable => "unrecordable",
+        }
+    }
 }
 
 /// One decision, complete enough to be explained from the audit log alone.

@@ -39,7 +39,11 @@ impl Disk for RealDisk {
     }
 
     fn reserve(&mut self, path: &Path, bytes: u64) -> io::Result<()> {
-        let file = options().truncate(true).open(path)?;
+        // One that is there already is kept: on a full disk its space could not be had again.
+        let file = options().open(path)?;
+        if file.metadata()?.len() > 0 {
+            file.set_len(0)?;
+        }
         let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(&file, flags, 0, bytes) {
             Ok(()) => sync_parent(path),

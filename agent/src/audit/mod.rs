@@ -30,7 +30,7 @@ mod tests;
 pub use chain::{Hash, Head};
 pub use entry::{AlertText, Entry, Identity, PolicyChange};
 pub use log::{Audit, Health};
-pub use query::{Filter, Follow, Record, read};
+pub use query::{Filter, Follow, Record, find, head, read};
 pub use recover::{Recovery, Torn};
 pub use segment::MAX_LINE;
 pub use story::{Story, story};

@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// Space set aside for a full disk.
 pub(crate) const RESERVE_FILE: &str = "reserve";
 
+/// Bytes that are kept for a second attempt at most (plus one chunk).
+const UNSYNCED_BYTES: usize = 4 << 20;
+
 /// Attempts at the end of the agent's life, before what is left is given up.
 const CLOSING_ATTEMPTS: u32 = 3;
 
@@ -28,7 +31,10 @@ pub(crate) struct Writer {
     reserve: Reserve,
     /// The attempt to make the reserve failed: told once.
     reserve_told: bool,
+    /// When to try again after a failure.
     retry_at: Option<Instant>,
+    /// When to try to set the reserve aside again.
+    reserve_at: Option<Instant>,
 }
 
 /// The segment that is being written.
@@ -73,6 +79,7 @@ impl Writer {
             reserve: Reserve::None,
             reserve_told: false,
             retry_at: None,
+            reserve_at: None,
         };
         if let Some((segment, len)) = last {
             // On failure the first write tries again and reports.
@@ -129,10 +136,7 @@ impl Writer {
         let mut state = shared.lock();
         loop {
             let now = Instant::now();
-            if state.last_checkpoint + options.checkpoint_every <= now
-                && state.pending_bytes <= options.queue_bytes
-                && !state.closing
-            {
+            if state.last_checkpoint + options.checkpoint_every <= now && !state.closing {
                 state.checkpoint(&shared);
             }
             let sync_at = self
@@ -140,21 +144,20 @@ impl Writer {
                 .as_ref()
                 .and_then(|f| f.since)
                 .map(|since| since + options.commit_every);
-            let retrying = self.retry_at.is_some_and(|at| at > now);
-            if state.want_sync || state.closing {
+            if state.want_sync || state.closing || self.reserve_at.is_some_and(|at| at <= now) {
                 break;
             }
-            if !retrying && (!state.pending.is_empty() || sync_at.is_some_and(|at| at <= now)) {
-                break;
-            }
-            let until = match (self.retry_at, sync_at) {
-                (Some(retry), _) if retry > now => retry,
-                // A retry that is due, with nothing pending: the reserve, or a sync.
-                (Some(_), _) => break,
-                (None, Some(sync)) => sync,
-                (None, None) => state.last_checkpoint + options.checkpoint_every,
+            let idle_until = state.last_checkpoint + options.checkpoint_every;
+            let until = match self.retry_at {
+                Some(retry) if retry > now => retry,
+                Some(_) => break,
+                None if !state.pending.is_empty() => break,
+                None => sync_at.unwrap_or(idle_until),
             };
-            let until = until.min(state.last_checkpoint + options.checkpoint_every);
+            if until <= now {
+                break;
+            }
+            let until = until.min(idle_until).min(self.reserve_at.unwrap_or(idle_until));
             let pause = until.saturating_duration_since(now).max(Duration::from_millis(1));
             state = shared
                 .work
@@ -192,36 +195,40 @@ impl Writer {
                 chunk
             };
             let Some(chunk) = chunk else { break };
-            self.take(chunk)?;
+            if let Err(error) = self.take(&chunk) {
+                // It stays first in line.
+                let mut state = self.shared.lock();
+                state.pending_bytes += chunk.bytes.len();
+                state.pending.push_front(chunk);
+                return Err(error);
+            }
             self.push_out()?;
+            self.sync_if_due()?;
         }
+        if sync { self.sync() } else { self.sync_if_due() }
+    }
+
+    fn sync_if_due(&mut self) -> Result<(), (String, io::Error)> {
         let every = self.shared.options.commit_every;
-        let due = self.file.as_ref().and_then(|f| f.since).is_some_and(|s| s.elapsed() >= every);
-        if sync || due {
-            self.sync()?;
-        }
-        Ok(())
+        let since = self.file.as_ref().and_then(|f| f.since);
+        if since.is_some_and(|s| s.elapsed() >= every) { self.sync() } else { Ok(()) }
     }
 
     /// Puts a chunk behind the current lines, in its segment.
-    fn take(&mut self, chunk: Chunk) -> Result<(), (String, io::Error)> {
+    fn take(&mut self, chunk: &Chunk) -> Result<(), (String, io::Error)> {
+        if self.file.as_ref().is_some_and(|f| f.lines.len() >= UNSYNCED_BYTES) {
+            self.sync()?;
+        }
         let fits = self.file.as_ref().is_some_and(|f| f.segment == chunk.segment);
-        if !fits
-            && let Err(error) = self.sync().and_then(|()| self.open_for(&chunk))
-        {
-            // It stays first in line.
-            let mut state = self.shared.lock();
-            state.pending_bytes += chunk.bytes.len();
-            state.pending.push_front(chunk);
-            return Err(error);
+        if !fits {
+            self.sync()?;
+            self.open_for(chunk)?;
         }
         let Some(open) = &mut self.file else { return Ok(()) };
         if open.lines.is_empty() {
             open.first = chunk.first;
-            open.lines = chunk.bytes;
-        } else {
-            open.lines.extend_from_slice(&chunk.bytes);
         }
+        open.lines.extend_from_slice(&chunk.bytes);
         open.last = chunk.last;
         Ok(())
     }
@@ -373,12 +380,12 @@ impl Writer {
     /// Everything that waited was written.
     fn well(&mut self) {
         let used = self.reserve == Reserve::Used;
-        if used {
+        if used && self.reserve_at.take().is_none_or(|at| at <= Instant::now()) {
             self.make_reserve();
         }
         let room_again = used && self.reserve == Reserve::Ready;
         if self.reserve == Reserve::Used {
-            self.retry_at = Some(Instant::now() + self.shared.options.retry_every);
+            self.reserve_at = Some(Instant::now() + self.shared.options.retry_every);
         }
         let mut state = self.shared.lock();
         state.tell_dropped(&self.shared);

@@ -11,15 +11,17 @@ mod run;
 mod status;
 pub mod style;
 
+use crate::config::{self, Config};
+use crate::control;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const AFTER_HELP: &str = "\
 Examples:
   palisade doctor                              what this host allows, and what to do about the rest
   palisade demo                                see it work, in under a minute, leaving nothing behind
-  palisade run --config /etc/palisade.toml     guard this host
+  palisade run --config /etc/palisade/palisade.toml     guard this host
   palisade status                              what the running agent is doing
   palisade audit tail -f                       follow its decisions
   palisade disarm                              kill switch: undo everything, act on nothing
@@ -41,7 +43,7 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 pub struct Paths {
     /// Configuration file.
-    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/palisade.toml")]
+    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_CONFIG_FILE)]
     config: PathBuf,
     /// Folder of the control socket, the lock and the lease journal [default: the configuration's, else /run/palisade].
     #[arg(long, global = true, value_name = "DIR")]
@@ -52,30 +54,50 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// The run folder: by option, else by the configuration file, else the default.
-    pub fn run_dir(&self) -> PathBuf {
-        self.folder(self.run_dir.as_deref(), "run_dir", "/run/palisade")
+    /// The folders: by option, else by the configuration file, else the defaults. Looks at nothing else in
+    /// the file, so that the log can be read beside a faulty one.
+    pub fn resolve(&self) -> Result<config::Paths> {
+        let mut paths = if self.config.exists() {
+            config::Paths::load(&self.config).map_err(|error| exit::coded(exit::CONFIG, error))?
+        } else {
+            config::Paths::default()
+        };
+        if let Some(dir) = &self.run_dir {
+            paths.run_dir.clone_from(dir);
+        }
+        if let Some(dir) = &self.state_dir {
+            paths.state_dir.clone_from(dir);
+        }
+        Ok(paths)
     }
 
-    /// The audit folder: by option, else by the configuration file, else the default.
-    pub fn audit_dir(&self) -> PathBuf {
-        self.folder(self.state_dir.as_deref(), "state_dir", "/var/lib/palisade").join("audit")
+    /// The whole configuration, with the options on top.
+    pub fn load(&self) -> Result<Config> {
+        let mut config = Config::load(&self.config).map_err(|error| exit::coded(exit::CONFIG, error))?;
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        config.paths = self.resolve()?;
+        Ok(config)
     }
 
-    /// The control socket.
-    pub fn socket(&self) -> PathBuf {
-        self.run_dir().join("control.sock")
-    }
-
-    /// Reads one key without judging the rest: looking at the log must work beside a faulty file.
-    fn folder(&self, option: Option<&Path>, key: &str, default: &str) -> PathBuf {
-        option.map(Path::to_path_buf).unwrap_or_else(|| {
-            std::fs::read_to_string(&self.config)
-                .ok()
-                .and_then(|text| text.parse::<toml::Table>().ok())
-                .and_then(|table| Some(PathBuf::from(table.get(key)?.as_str()?)))
-                .unwrap_or_else(|| PathBuf::from(default))
-        })
+    /// Asks the running agent.
+    pub fn call(&self, request: &control::Request) -> Result<serde_json::Value> {
+        let answer = control::call(&self.resolve()?.socket(), request).map_err(|error| {
+            let code = match error {
+                control::ControlError::NoAgent { .. } => exit::AGENT,
+                control::ControlError::Denied { .. } => exit::KERNEL,
+                _ => exit::FAILED,
+            };
+            exit::coded(code, error)
+        })?;
+        match answer {
+            control::Response::Ok(value) => Ok(value),
+            control::Response::Error(failure) => {
+                let code = if failure.code == control::ErrorCode::Refused { exit::POLICY } else { exit::FAILED };
+                Err(exit::coded(code, failure))
+            }
+        }
     }
 }
 
@@ -114,7 +136,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Command::Demo(args) => demo::run(args),
         Command::Status(args) => status::run(args, &cli.paths),
         Command::Policy(args) => policy::run(args, &cli.paths),
-        Command::Audit(args) => audit::run(args, &cli.paths.audit_dir()),
+        Command::Audit(args) => audit::run(args, &cli.paths.resolve()?.audit_dir()),
         Command::Leases(args) => leases::run(args, &cli.paths),
         Command::Disarm => status::disarm(&cli.paths, true),
         Command::Arm => status::disarm(&cli.paths, false),

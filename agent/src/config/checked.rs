@@ -16,7 +16,7 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/palisade";
 /// State that does not.
 pub const DEFAULT_RUN_DIR: &str = "/run/palisade";
 /// Where the configuration is looked for unless another file is named.
-pub const DEFAULT_CONFIG_FILE: &str = "/etc/palisade/palisade.toml";
+pub const DEFAULT_CONFIG_FILE: &str = "/etc/palisade.toml";
 /// How often counters become `Sample` records.
 pub const DEFAULT_WINDOW: Duration = Duration::from_millis(100);
 /// Files from this size on are model files whatever their name (hub caches use hashed names).
@@ -35,7 +35,7 @@ pub const DEFAULT_MAX_LEASES: u32 = 64;
 /// Irreversible actions are refused for this long after a loss.
 pub const DEFAULT_LOSS_WINDOW: Duration = Duration::from_secs(10);
 /// How long an action waits for its target to leave a watched driver call.
-pub const DEFAULT_DRIVER_CALL_WAIT: Duration = Duration::from_millis(200);
+pub const DEFAULT_DRIVER_CALL_WAIT: Duration = Duration::from_millis(250);
 
 /// Everything that the operator says.
 #[derive(Clone, Debug)]
@@ -108,7 +108,7 @@ pub struct Watch {
     pub scope: ScopeRoots,
     /// How often counters become `Sample` records.
     pub window: Duration,
-    /// Endings of model files, without the dot, at most 16 bytes each.
+    /// Endings of model files, without the dot, at most 15 bytes each.
     pub model_suffixes: Vec<String>,
     /// Files from this size on are model files whatever their name, bytes.
     pub model_min_bytes: u64,
@@ -119,7 +119,10 @@ impl Default for Watch {
         Self {
             scope: ScopeRoots::All,
             window: DEFAULT_WINDOW,
-            model_suffixes: DEFAULT_MODEL_SUFFIXES.iter().map(|&s| s.to_owned()).collect(),
+            model_suffixes: DEFAULT_MODEL_SUFFIXES
+                .iter()
+                .map(|&s| s.to_owned())
+                .collect(),
             model_min_bytes: DEFAULT_MODEL_MIN_BYTES,
         }
     }
@@ -130,8 +133,8 @@ impl Default for Watch {
 pub struct DeviceClass {
     /// Name, unique.
     pub name: String,
-    /// Device numbers; empty if the device is absent.
-    pub keys: Vec<DeviceKey>,
+    /// Device number, perhaps with every minor.
+    pub key: DeviceKey,
     /// Calls at least this long become raw records.
     pub slow: Duration,
 }
@@ -162,24 +165,27 @@ impl Default for Limits {
 pub struct PolicyLimits {
     /// Guest memory, bytes.
     pub memory_bytes: u64,
-    /// Longest call into the guest.
+    /// CPU time of one call into the guest.
     pub deadline: Duration,
     /// Batches that may wait; beyond it they are counted as lost.
     pub queue_batches: u32,
-    /// Strikes within the probation period that eject the policy.
+    /// Strikes within the strike window that are forgiven; one more ejects the policy.
     pub strikes: u32,
-    /// Length of the probation period.
+    /// Time after which a strike is forgotten.
+    pub strike_window: Duration,
+    /// Time after a reload in which a crash brings the old version back.
     pub probation: Duration,
 }
 
 impl Default for PolicyLimits {
     fn default() -> Self {
         Self {
-            memory_bytes: 64 << 20,
-            deadline: Duration::from_millis(50),
-            queue_batches: 256,
+            memory_bytes: 16 << 20,
+            deadline: Duration::from_millis(20),
+            queue_batches: 1024,
             strikes: 3,
-            probation: Duration::from_secs(60),
+            strike_window: Duration::from_mins(1),
+            probation: Duration::from_secs(10),
         }
     }
 }
@@ -187,9 +193,9 @@ impl Default for PolicyLimits {
 /// What must never be acted on, in addition to the built-in list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Protect {
-    /// Executables, absolute paths.
+    /// Executables: absolute paths or their last components, with `*` and `**`.
     pub exe: Vec<String>,
-    /// systemd units, with suffix.
+    /// systemd units with suffix, with `*`.
     pub unit: Vec<String>,
     /// cgroups with everything below them.
     pub cgroup: Vec<String>,

@@ -70,7 +70,10 @@ impl ProcDevices {
     /// Major number of a driver, if it is loaded.
     pub fn major(&self, driver: &str) -> Option<u32> {
         // NVIDIA registers further majors as `nvidia/0`, `nvidia-caps`, …: only the exact name.
-        self.0.iter().find(|(name, _)| name == driver).map(|(_, major)| *major)
+        self.0
+            .iter()
+            .find(|(name, _)| name == driver)
+            .map(|(_, major)| *major)
     }
 }
 
@@ -145,10 +148,17 @@ mod tests {
             ("kfd", Resolved::Absent),
             ("drm", Resolved::Present(any(226))),
         ] {
-            assert_eq!(Preset::named(name).unwrap().resolve(&devices), resolved, "{name}");
+            assert_eq!(
+                Preset::named(name).unwrap().resolve(&devices),
+                resolved,
+                "{name}"
+            );
         }
         let none = ProcDevices::parse("");
-        assert_eq!(Preset::named("nvidia").unwrap().resolve(&none), Resolved::Later(any(195)));
+        assert_eq!(
+            Preset::named("nvidia").unwrap().resolve(&none),
+            Resolved::Later(any(195))
+        );
         assert_eq!(Preset::named("gpu"), None);
     }
 
@@ -156,7 +166,13 @@ mod tests {
     fn a_path_gives_the_number_of_its_character_device() {
         let null = key_of_path(Path::new("/dev/null")).unwrap();
         assert_eq!((null.major, null.minor), (1, 3));
-        assert!(matches!(key_of_path(Path::new("/proc/version")), Err(PathError::NotCharacter)));
-        assert!(matches!(key_of_path(Path::new("/dev/palisade-none")), Err(PathError::Stat(_))));
+        assert!(matches!(
+            key_of_path(Path::new("/proc/version")),
+            Err(PathError::NotCharacter)
+        ));
+        assert!(matches!(
+            key_of_path(Path::new("/dev/palisade-none")),
+            Err(PathError::Stat(_))
+        ));
     }
 }

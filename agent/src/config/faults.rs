@@ -58,12 +58,7 @@ impl fmt::Display for Warning {
     }
 }
 
-fn write_fault(
-    out: &mut impl fmt::Write,
-    kind: &str,
-    file: &Path,
-    fault: &Fault,
-) -> fmt::Result {
+fn write_fault(out: &mut impl fmt::Write, kind: &str, file: &Path, fault: &Fault) -> fmt::Result {
     write!(out, "{kind}: {}", file.display())?;
     if fault.line > 0 {
         write!(out, ":{}:{}", fault.line, fault.column)?;
@@ -99,14 +94,20 @@ impl<'a> Faults<'a> {
     pub(super) fn syntax(&mut self, error: &toml::de::Error) {
         let (line, column) = self.position(&error.span().unwrap_or(0..0));
         self.broken_lines.push(line);
-        let message = error.message().trim();
-        let help = message
-            .contains("duplicate key")
-            .then(|| "a name may be given once; remove or rename one of the two".to_owned());
+        let span = error.span().unwrap_or(0..0);
+        let (message, help) = if error.message().contains("duplicate key") {
+            let key = self.text.get(span).unwrap_or("a key").trim();
+            (
+                format!("`{key}` is given twice"),
+                Some("a name may be given once; remove or rename one of the two".to_owned()),
+            )
+        } else {
+            (format!("not valid TOML: {}", error.message().trim()), None)
+        };
         self.faults.push(Fault {
             line,
             column,
-            message: format!("not valid TOML: {message}"),
+            message,
             help,
         });
     }
@@ -127,10 +128,17 @@ impl<'a> Faults<'a> {
     pub(super) fn position(&self, span: &Range<usize>) -> (usize, usize) {
         let bytes = self.text.as_bytes();
         let before = &bytes[..span.start.min(bytes.len())];
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-        let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let line = before.split(|byte| *byte == b'\n').count();
+        let start = before
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
         // Every byte of UTF-8 but the continuations begins a character.
-        let column = before[start..].iter().filter(|byte| (**byte & 0xc0) != 0x80).count() + 1;
+        let column = before[start..]
+            .iter()
+            .filter(|byte| (**byte & 0xc0) != 0x80)
+            .count()
+            + 1;
         (line, column)
     }
 
@@ -146,7 +154,10 @@ impl<'a> Faults<'a> {
 }
 
 /// The candidate that `word` was probably meant to be.
-pub(super) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+pub(super) fn nearest<'c>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'c str>,
+) -> Option<&'c str> {
     let word = word.to_lowercase();
     // A third of the letters may be wrong; more is a guess that misleads.
     let limit = (word.chars().count() / 3).max(1);

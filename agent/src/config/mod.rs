@@ -6,12 +6,15 @@
 //! - A [`Config`] needs no further checking, except what only the policy host can know.
 
 mod checked;
+mod device_list;
 mod devices;
 mod faults;
 mod policies;
 mod raw;
+mod rooms;
 mod sections;
 pub mod units;
+mod watch;
 
 pub use checked::{
     Alerts, Config, DEFAULT_CONFIG_FILE, DEFAULT_DEVICES, DEFAULT_DRIVER_CALL_WAIT,
@@ -22,6 +25,7 @@ pub use checked::{
 };
 pub use devices::{PRESETS, Preset, ProcDevices};
 pub use faults::{ConfigErrors, Fault, Warning};
+pub use rooms::ScopeError;
 
 use crate::identity::layout::{Layout, LayoutError};
 use faults::Faults;
@@ -60,8 +64,8 @@ impl Config {
         Self::load_for(path, Some(&Host::detect()))
     }
 
-    /// Like [`Config::load`], against another host, or against none: then cgroups, devices and
-    /// policy files are not looked for and [`Config::devices`] has no numbers but the given ones.
+    /// Like [`Config::load`], against another host, or against none: then cgroups, device paths
+    /// and policy files are not looked for, and devices without a number of their own are left out.
     pub fn load_for(path: &Path, host: Option<&Host>) -> Result<Config, ConfigErrors> {
         let (file, text) = read(path)?;
         let base = file.parent().unwrap_or(Path::new("/"));
@@ -155,10 +159,17 @@ fn read(path: &Path) -> Result<(std::path::PathBuf, String), ConfigErrors> {
             "there is no such file".to_owned(),
             "name one with --config FILE; examples/palisade.toml is a start",
         ),
-        _ => fail(format!("cannot be read: {error}"), "it must be a text file that the agent may read"),
+        _ => fail(
+            format!("cannot be read: {error}"),
+            "it must be a text file that the agent may read",
+        ),
     })?;
-    let file = std::path::absolute(path)
-        .map_err(|error| fail(format!("has no absolute path: {error}"), "name it by its whole path"))?;
+    let file = std::path::absolute(path).map_err(|error| {
+        fail(
+            format!("has no absolute path: {error}"),
+            "name it by its whole path",
+        )
+    })?;
     Ok((file, text))
 }
 
@@ -167,17 +178,22 @@ fn read_bounded(path: &Path) -> io::Result<String> {
     let file = std::fs::File::open(path)?;
     file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 1 MiB"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is larger than 1 MiB",
+        ));
     }
     Ok(text)
 }
 
 fn hex_digest(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    Sha256::digest(bytes)
+        .iter()
+        .fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
 }
 
 #[cfg(test)]

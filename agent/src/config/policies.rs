@@ -14,7 +14,7 @@ use std::time::Duration;
 
 const MAX_POLICIES: usize = 64;
 const MAX_NAME_BYTES: usize = 64;
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_hours(24);
 
 const MODES: &[(&str, Mode)] = &[("observe", Mode::Observe), ("enforce", Mode::Enforce)];
 
@@ -48,7 +48,10 @@ pub(super) fn all(
             faults.add(
                 &name.span,
                 format!("policy \"{}\" is not a table", name.value),
-                Some(format!("write [policies.{}] and its keys below", name.value)),
+                Some(format!(
+                    "write [policies.{}] and its keys below",
+                    name.value
+                )),
             );
             continue;
         };
@@ -71,7 +74,9 @@ pub(super) fn all(
 fn valid_name(name: &str) -> bool {
     name.len() <= MAX_NAME_BYTES
         && name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 fn one(
@@ -112,7 +117,11 @@ fn one(
     })
 }
 
-fn policy_file(path: &Located<String>, context: Context<'_>, faults: &mut Faults<'_>) -> Option<PathBuf> {
+fn policy_file(
+    path: &Located<String>,
+    context: Context<'_>,
+    faults: &mut Faults<'_>,
+) -> Option<PathBuf> {
     let file = absolute(context.base, &path.value);
     if context.host.is_none() {
         return Some(file);
@@ -153,8 +162,9 @@ fn grant(section: &mut Section<'_>, faults: &mut Faults<'_>) -> Grant {
         cooldown_ms: cooldown.map_or(default.cooldown_ms, |v| v.value.as_millis() as u64),
         actions_per_minute: actions.map_or(default.actions_per_minute, |v| v.value as u32),
         max_lease_ms: lease.map_or(default.max_lease_ms, |v| v.value.as_millis() as u32),
-        min_quota_permille: quota
-            .map_or(default.min_quota_permille, |v| (v.value * 1000.0).round() as u32),
+        min_quota_permille: quota.map_or(default.min_quota_permille, |v| {
+            (v.value * 1000.0).round() as u32
+        }),
     }
 }
 

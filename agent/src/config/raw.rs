@@ -77,7 +77,9 @@ impl<'a> Section<'a> {
 
     /// Whether a key is there, of whatever type.
     pub(super) fn has(&self, key: &str) -> bool {
-        self.table.keys().any(|written| same_key(written.get_ref(), key))
+        self.table
+            .keys()
+            .any(|written| same_key(written.get_ref(), key))
     }
 
     fn wrong_type(
@@ -100,7 +102,11 @@ impl<'a> Section<'a> {
         );
     }
 
-    pub(super) fn text(&mut self, key: &'static str, faults: &mut Faults<'_>) -> Option<Located<String>> {
+    pub(super) fn text(
+        &mut self,
+        key: &'static str,
+        faults: &mut Faults<'_>,
+    ) -> Option<Located<String>> {
         let value = self.value(key, faults)?;
         let Some(text) = value.get_ref().as_str() else {
             self.wrong_type(key, value, "a string in quotes", faults);
@@ -120,7 +126,11 @@ impl<'a> Section<'a> {
         })
     }
 
-    pub(super) fn flag(&mut self, key: &'static str, faults: &mut Faults<'_>) -> Option<Located<bool>> {
+    pub(super) fn flag(
+        &mut self,
+        key: &'static str,
+        faults: &mut Faults<'_>,
+    ) -> Option<Located<bool>> {
         let value = self.value(key, faults)?;
         let Some(flag) = value.get_ref().as_bool() else {
             self.wrong_type(key, value, "true or false, without quotes", faults);
@@ -159,7 +169,9 @@ impl<'a> Section<'a> {
         let (parsed, written) = match value.get_ref() {
             DeValue::Float(float) => (float.as_str().parse().ok(), float.to_string()),
             DeValue::Integer(int) => (
-                i64::from_str_radix(int.as_str(), int.radix()).ok().map(|int| int as f64),
+                i64::from_str_radix(int.as_str(), int.radix())
+                    .ok()
+                    .map(|int| int as f64),
                 int.to_string(),
             ),
             _ => {
@@ -176,7 +188,14 @@ impl<'a> Section<'a> {
         range: RangeInclusive<Duration>,
         faults: &mut Faults<'_>,
     ) -> Option<Located<Duration>> {
-        self.with_unit(key, units::duration, units::show_duration, range, "100ms", faults)
+        self.with_unit(
+            key,
+            units::duration,
+            units::show_duration,
+            range,
+            "100ms",
+            faults,
+        )
     }
 
     pub(super) fn size(
@@ -230,20 +249,18 @@ impl<'a> Section<'a> {
         wanted: &str,
         faults: &mut Faults<'_>,
     ) -> Option<Located<T>> {
-        match parsed.filter(|parsed| range.contains(parsed)) {
-            Some(parsed) => Some(Located {
-                value: parsed,
-                span: value.span(),
-            }),
-            None => {
-                faults.add(
-                    &value.span(),
-                    format!("`{key}` in {} is out of range: {written}", self.name),
-                    Some(format!("it must be {wanted}")),
-                );
-                None
-            }
+        let parsed = parsed.filter(|parsed| range.contains(parsed));
+        if parsed.is_none() {
+            faults.add(
+                &value.span(),
+                format!("`{key}` in {} is out of range: {written}", self.name),
+                Some(format!("it must be {wanted}")),
+            );
         }
+        Some(Located {
+            value: parsed?,
+            span: value.span(),
+        })
     }
 
     /// One word out of a closed list.
@@ -303,7 +320,10 @@ impl<'a> Section<'a> {
                 }),
                 Some(_) => faults.add(
                     &item.span(),
-                    format!("an entry of `{key}` in {} is empty or holds a NUL", self.name),
+                    format!(
+                        "an entry of `{key}` in {} is empty or holds a NUL",
+                        self.name
+                    ),
                     Some("remove it".to_owned()),
                 ),
                 None => self.wrong_type(key, item, wanted, faults),
@@ -383,7 +403,9 @@ pub(super) fn plain(value: &Spanned<DeValue<'_>>, faults: &mut Faults<'_>) -> to
         DeValue::Float(float) => toml::Value::Float(float.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Boolean(flag) => toml::Value::Boolean(*flag),
         DeValue::Datetime(date) => toml::Value::Datetime(*date),
-        DeValue::Array(list) => list.iter().map(|item| plain(item, faults)).collect(),
+        DeValue::Array(list) => {
+            toml::Value::Array(list.iter().map(|item| plain(item, faults)).collect())
+        }
         DeValue::Table(table) => toml::Value::Table(plain_table(table, faults).0),
     }
 }

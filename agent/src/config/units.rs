@@ -185,7 +185,11 @@ mod tests {
             ("250us", 250_000),
             ("0s", 0),
         ] {
-            assert_eq!(duration(text).unwrap(), Duration::from_nanos(nanos), "{text}");
+            assert_eq!(
+                duration(text).unwrap(),
+                Duration::from_nanos(nanos),
+                "{text}"
+            );
         }
     }
 

@@ -15,7 +15,10 @@ pub fn requests(raw: Vec<wit::Request>) -> (Vec<Request>, Option<Strike>) {
     let mut nonsense = None;
     let mut excess = None;
     if raw.len() > REQUESTS_PER_CALL {
-        excess = Some(format!("{} requests, {REQUESTS_PER_CALL} are allowed", raw.len()));
+        excess = Some(format!(
+            "{} requests, {REQUESTS_PER_CALL} are allowed",
+            raw.len()
+        ));
     }
     let mut good = Vec::with_capacity(raw.len().min(REQUESTS_PER_CALL));
     for (index, raw) in raw.into_iter().take(REQUESTS_PER_CALL).enumerate() {
@@ -32,9 +35,10 @@ pub fn requests(raw: Vec<wit::Request>) -> (Vec<Request>, Option<Strike>) {
     }
     let strike = match (nonsense, excess) {
         (Some(why), _) => Some(Strike::minor(StrikeKind::Nonsense, why)),
-        (None, Some(why)) => {
-            Some(Strike::minor(StrikeKind::OverLimit, format!("output over limit: {why}")))
-        }
+        (None, Some(why)) => Some(Strike::minor(
+            StrikeKind::OverLimit,
+            format!("output over limit: {why}"),
+        )),
         (None, None) => None,
     };
     (good, strike)
@@ -43,12 +47,18 @@ pub fn requests(raw: Vec<wit::Request>) -> (Vec<Request>, Option<Strike>) {
 fn request(raw: wit::Request, over: &mut Option<String>) -> Result<Request, String> {
     let action = action(raw.action)?;
     let target = target(raw.target)?;
-    let contains = matches!(action, Action::CpuWeight(_) | Action::CpuQuota(_) | Action::Freeze);
+    let contains = matches!(
+        action,
+        Action::CpuWeight(_) | Action::CpuQuota(_) | Action::Freeze
+    );
     if contains && raw.lease_ms == 0 {
         return Err(format!("{} with a lease of 0 ms", action.name()));
     }
     if contains && raw.lease_ms > LEASE_MS {
-        *over = Some(format!("a lease of {} ms, {LEASE_MS} are allowed", raw.lease_ms));
+        *over = Some(format!(
+            "a lease of {} ms, {LEASE_MS} are allowed",
+            raw.lease_ms
+        ));
     }
     if raw.evidence.len() > EVIDENCE_PER_REQUEST {
         *over = Some(format!(
@@ -58,14 +68,21 @@ fn request(raw: wit::Request, over: &mut Option<String>) -> Result<Request, Stri
     }
     let mut text = |text: &str| {
         if text.len() > STRING_BYTES {
-            *over = Some(format!("a text of {} bytes, {STRING_BYTES} are allowed", text.len()));
+            *over = Some(format!(
+                "a text of {} bytes, {STRING_BYTES} are allowed",
+                text.len()
+            ));
         }
         tidy(text, STRING_BYTES)
     };
     let mut evidence = Vec::with_capacity(raw.evidence.len().min(EVIDENCE_PER_REQUEST));
     for piece in raw.evidence.into_iter().take(EVIDENCE_PER_REQUEST) {
         if !piece.value.is_finite() {
-            return Err(format!("evidence {:?} is {}", text(&piece.name), piece.value));
+            return Err(format!(
+                "evidence {:?} is {}",
+                text(&piece.name),
+                piece.value
+            ));
         }
         evidence.push(Evidence {
             name: text(&piece.name),
@@ -109,9 +126,10 @@ fn target(raw: wit::Target) -> Result<Target, String> {
         wit::Target::Process(process) if process.pid == 0 || process.start_ns == 0 => {
             Err("a process without a pid or a start time".to_owned())
         }
-        wit::Target::Process(process) => {
-            Ok(Target::Process(ProcessId { pid: process.pid, start_ns: process.start_ns }))
-        }
+        wit::Target::Process(process) => Ok(Target::Process(ProcessId {
+            pid: process.pid,
+            start_ns: process.start_ns,
+        })),
         wit::Target::Workload(0) => Err("workload 0, which stands for none".to_owned()),
         wit::Target::Workload(id) => Ok(Target::Workload(WorkloadId(id))),
     }
@@ -164,7 +182,12 @@ mod tests {
             |r| r.lease_ms = 0,
             |r| r.evidence[0].value = f64::NAN,
             |r| r.target = wit::Target::Workload(0),
-            |r| r.target = wit::Target::Process(wit::Process { pid: 1, start_ns: 0 }),
+            |r| {
+                r.target = wit::Target::Process(wit::Process {
+                    pid: 1,
+                    start_ns: 0,
+                })
+            },
         ];
         for change in cases {
             let (good, kind, _) = only_strike(change);

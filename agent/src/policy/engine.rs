@@ -73,7 +73,9 @@ pub struct EngineShared {
 
 impl std::fmt::Debug for EngineShared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EngineShared").field("ticker", &self.ticker).finish_non_exhaustive()
+        f.debug_struct("EngineShared")
+            .field("ticker", &self.ticker)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,7 +100,12 @@ impl EngineShared {
         let mut linker = Linker::new(&engine);
         bindings::Policy::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
         let ticker = Ticker::start(engine.clone())?;
-        Ok(Arc::new(Self { engine, linker, ticker, lookup }))
+        Ok(Arc::new(Self {
+            engine,
+            linker,
+            ticker,
+            lookup,
+        }))
     }
 
     pub(super) fn store(&self, limits: &Limits) -> wasmtime::Store<HostState> {

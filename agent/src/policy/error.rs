@@ -177,8 +177,13 @@ pub fn power_name(power: Power) -> &'static str {
 }
 
 /// Every power, mildest first.
-pub const POWERS: [Power; 5] =
-    [Power::Alert, Power::Throttle, Power::Freeze, Power::Signal, Power::Kill];
+pub const POWERS: [Power; 5] = [
+    Power::Alert,
+    Power::Throttle,
+    Power::Freeze,
+    Power::Signal,
+    Power::Kill,
+];
 
 fn list(faults: &[String]) -> String {
     use std::fmt::Write;

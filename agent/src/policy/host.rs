@@ -39,13 +39,19 @@ impl HostState {
             lookup,
             limiter: Limiter::new(limits),
             budget: Budget::default(),
-            log: LogBook { per_second: limits.log_lines_per_second, ..LogBook::default() },
+            log: LogBook {
+                per_second: limits.log_lines_per_second,
+                ..LogBook::default()
+            },
         }
     }
 
     /// To be called before each call into the guest.
     pub fn begin(&mut self, now_ns: u64, deadline: Duration) {
-        self.budget = Budget { deadline, ..Budget::default() };
+        self.budget = Budget {
+            deadline,
+            ..Budget::default()
+        };
         self.log.begin(now_ns);
     }
 
@@ -117,7 +123,10 @@ impl LogBook {
         if self.suppressed > 0 {
             self.lines.push(LogLine {
                 level: LogLevel::Warn,
-                message: format!("{} log lines were dropped: too many a second", self.suppressed),
+                message: format!(
+                    "{} log lines were dropped: too many a second",
+                    self.suppressed
+                ),
                 suppressed: std::mem::take(&mut self.suppressed),
             });
         }
@@ -130,7 +139,11 @@ impl LogBook {
         }
         self.in_window += 1;
         let message = tidy(message, STRING_BYTES);
-        self.lines.push(LogLine { level, message, suppressed: 0 });
+        self.lines.push(LogLine {
+            level,
+            message,
+            suppressed: 0,
+        });
     }
 }
 
@@ -148,7 +161,10 @@ impl host::Host for HostState {
     }
 
     fn process_of(&mut self, process: types::Process) -> Option<types::ProcessInfo> {
-        let process = ProcessId { pid: process.pid, start_ns: process.start_ns };
+        let process = ProcessId {
+            pid: process.pid,
+            start_ns: process.start_ns,
+        };
         let facts = self.lookup.process_of(process)?;
         Some(types::ProcessInfo {
             parent: facts.parent,
@@ -160,7 +176,10 @@ impl host::Host for HostState {
 
     fn workload_of(&mut self, workload: u64) -> Option<types::WorkloadInfo> {
         let facts = self.lookup.workload_of(WorkloadId(workload))?;
-        Some(types::WorkloadInfo { cgroup: facts.cgroup, container: facts.container })
+        Some(types::WorkloadInfo {
+            cgroup: facts.cgroup,
+            container: facts.container,
+        })
     }
 
     fn file_path(&mut self, device: u32, inode: u64) -> Option<String> {
@@ -175,18 +194,33 @@ mod tests {
     #[test]
     fn a_preempted_call_is_not_cut_off() {
         let ms = Duration::from_millis;
-        let mut budget = Budget { deadline: ms(20), ..Budget::default() };
-        assert!(matches!(budget.at_epoch(ms(1000)), UpdateDeadline::Continue(20)));
+        let mut budget = Budget {
+            deadline: ms(20),
+            ..Budget::default()
+        };
+        assert!(matches!(
+            budget.at_epoch(ms(1000)),
+            UpdateDeadline::Continue(20)
+        ));
         // 20 ms later by the wall clock it had the CPU for 3 ms.
-        assert!(matches!(budget.at_epoch(ms(1003)), UpdateDeadline::Continue(17)));
+        assert!(matches!(
+            budget.at_epoch(ms(1003)),
+            UpdateDeadline::Continue(17)
+        ));
         assert!(!budget.missed);
-        assert!(matches!(budget.at_epoch(ms(1020)), UpdateDeadline::Interrupt));
+        assert!(matches!(
+            budget.at_epoch(ms(1020)),
+            UpdateDeadline::Interrupt
+        ));
         assert!(budget.missed);
     }
 
     #[test]
     fn dropped_log_lines_are_counted_and_told() {
-        let mut log = LogBook { per_second: 2, ..LogBook::default() };
+        let mut log = LogBook {
+            per_second: 2,
+            ..LogBook::default()
+        };
         log.begin(5_000_000_000);
         for _ in 0..5 {
             log.add(LogLevel::Info, "x");

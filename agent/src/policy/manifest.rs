@@ -103,15 +103,27 @@ impl Manifest {
         self.powers.iter().copied().max()
     }
 
+    /// The ABI version alone, from a manifest that may be newer than this agent.
+    pub fn abi_of(text: &[u8]) -> Option<u32> {
+        let text = std::str::from_utf8(text.get(..TEXT_BYTES).unwrap_or(text)).ok()?;
+        let table: toml::Table = toml::from_str(text.trim_end_matches('\0')).ok()?;
+        let abi = table.get("policy")?.get("abi")?.as_integer()?;
+        u32::try_from(abi).ok()
+    }
+
     /// Parses and checks the TOML text of a manifest.
     ///
     /// # Errors
     /// All faults, one sentence each.
     pub fn parse(text: &[u8]) -> Result<Self, Vec<String>> {
         if text.len() > TEXT_BYTES {
-            return Err(vec![format!("it has {} bytes, at most {TEXT_BYTES} are allowed", text.len())]);
+            return Err(vec![format!(
+                "it has {} bytes, at most {TEXT_BYTES} are allowed",
+                text.len()
+            )]);
         }
-        let text = std::str::from_utf8(text).map_err(|error| vec![format!("not UTF-8: {error}")])?;
+        let text =
+            std::str::from_utf8(text).map_err(|error| vec![format!("not UTF-8: {error}")])?;
         let raw: Raw = toml::from_str(text.trim_end_matches('\0'))
             .map_err(|error| vec![error.to_string().trim_end().to_owned()])?;
         raw.check()
@@ -170,7 +182,7 @@ impl Raw {
         let policy = self.policy;
         if !is_name(&policy.name) {
             faults.push(format!(
-                "policy.name {:?}: use 1 to {NAME_BYTES} lower-case letters, digits and hyphens",
+                "policy.name {:?}: use 1 to {NAME_BYTES} lower-case letters, digits, - and _",
                 cut(&policy.name)
             ));
         }
@@ -184,7 +196,9 @@ impl Raw {
             faults.push("policy.abi is 0: the first version is 1".to_owned());
         }
         if policy.description.len() > PROSE_BYTES {
-            faults.push(format!("policy.description is longer than {PROSE_BYTES} bytes"));
+            faults.push(format!(
+                "policy.description is longer than {PROSE_BYTES} bytes"
+            ));
         }
         let powers = policy.powers.iter().filter_map(|name| {
             let power = POWERS.into_iter().find(|power| power_name(*power) == name);
@@ -243,13 +257,17 @@ impl RawSetting {
     fn check(self, name: &str) -> Result<SettingSchema, String> {
         if !is_name(name) {
             return Err(format!(
-                "settings: the name {:?} should be lower-case letters, digits and hyphens",
+                "settings: the name {:?} should be lower-case letters, digits, - and _",
                 cut(name)
             ));
         }
         let value = |what: &str, value: &toml::Value| {
             Setting::from_toml(self.kind, value).ok_or_else(|| {
-                format!("settings.{name}.{what} is {}, not {}", value.type_str(), self.kind.name())
+                format!(
+                    "settings.{name}.{what} is {}, not {}",
+                    value.type_str(),
+                    self.kind.name()
+                )
             })
         };
         let default = value("default", &self.default)?;
@@ -257,19 +275,35 @@ impl RawSetting {
         let max = self.max.as_ref().map(|max| value("max", max)).transpose()?;
         let ordered = matches!(self.kind, SettingType::Integer | SettingType::Number);
         if !ordered && (min.is_some() || max.is_some()) {
-            return Err(format!("settings.{name}: only integer and number have min and max"));
+            return Err(format!(
+                "settings.{name}: only integer and number have min and max"
+            ));
         }
         let too_long = |text: &str, max| text.len() > max;
         if too_long(&self.help, PROSE_BYTES)
-            || self.unit.as_deref().is_some_and(|unit| too_long(unit, WORD_BYTES))
+            || self
+                .unit
+                .as_deref()
+                .is_some_and(|unit| too_long(unit, WORD_BYTES))
             || matches!(&default, Setting::Text(text) if too_long(text, PROSE_BYTES))
         {
-            return Err(format!("settings.{name}: help, unit or default is too long"));
+            return Err(format!(
+                "settings.{name}: help, unit or default is too long"
+            ));
         }
-        let schema =
-            SettingSchema { kind: self.kind, default, min, max, unit: self.unit, help: self.help };
+        let schema = SettingSchema {
+            kind: self.kind,
+            default,
+            min,
+            max,
+            unit: self.unit,
+            help: self.help,
+        };
         if !schema.in_range(&schema.default) {
-            return Err(format!("settings.{name}: the default is not {}", schema.wanted()));
+            return Err(format!(
+                "settings.{name}: the default is not {}",
+                schema.wanted()
+            ));
         }
         Ok(schema)
     }
@@ -296,7 +330,11 @@ impl SettingSchema {
             (None, Some(max)) => format!(" of at most {max}"),
             (None, None) => String::new(),
         };
-        let unit = self.unit.as_ref().map(|unit| format!(" ({unit})")).unwrap_or_default();
+        let unit = self
+            .unit
+            .as_ref()
+            .map(|unit| format!(" ({unit})"))
+            .unwrap_or_default();
         format!("{kind}{range}{unit}")
     }
 }
@@ -323,7 +361,10 @@ fn is_version(version: &str) -> bool {
 }
 
 fn known_kinds() -> String {
-    let names = Kind::ALL.iter().filter(|kind| **kind != Kind::FileName).map(|kind| kind.name());
+    let names = Kind::ALL
+        .iter()
+        .filter(|kind| **kind != Kind::FileName)
+        .map(|kind| kind.name());
     names.collect::<Vec<_>>().join(", ")
 }
 
@@ -364,7 +405,10 @@ mod tests {
         let mask = Kind::SampleGpu.bit() | Kind::GpuExit.bit() | Kind::Lost.bit();
         assert_eq!(manifest.mask(), mask);
         assert_eq!(manifest.settings["share"].default, Setting::Number(1.0));
-        assert_eq!(manifest.settings["window"].wanted(), "an integer from 10 to 1000 (ms)");
+        assert_eq!(
+            manifest.settings["window"].wanted(),
+            "an integer from 10 to 1000 (ms)"
+        );
     }
 
     #[test]
@@ -395,7 +439,9 @@ mod tests {
         for good in ["0.1.0", "1.2.3-beta.1+5", "10.0.0+x"] {
             assert!(is_version(good), "{good}");
         }
-        for bad in ["", "1", "1.2", "1.2.x", "1.2.3-", "v1.2.3", "1.2.3.4", "1.2.3 "] {
+        for bad in [
+            "", "1", "1.2", "1.2.x", "1.2.3-", "v1.2.3", "1.2.3.4", "1.2.3 ",
+        ] {
             assert!(!is_version(bad), "{bad}");
         }
     }

@@ -41,7 +41,7 @@ pub use compiled::{Compiled, check, inspect};
 pub use engine::{EngineShared, Lookup, NoLookup, ProcessFacts, WorkloadFacts};
 pub use error::LoadError;
 pub use event::{Handover, LogLevel, PolicyEvent};
-pub use instance::{CallOutput, Delivery, Instance, MAX_RECORDS_PER_CALL, StartError};
+pub use instance::{CallOutput, CallStats, Delivery, Instance, MAX_RECORDS_PER_CALL, StartError};
 pub use limits::Limits;
 pub use manifest::{Manifest, SECTION as MANIFEST_SECTION, SettingSchema, SettingType};
 pub use queue::Publisher;

@@ -84,7 +84,11 @@ pub fn resolve(manifest: &Manifest, given: &toml::Table) -> Result<Settings, Vec
         .filter(|name| !manifest.settings.contains_key(*name))
         .map(|name| {
             let known: Vec<_> = manifest.settings.keys().map(String::as_str).collect();
-            let known = if known.is_empty() { "no settings".to_owned() } else { known.join(", ") };
+            let known = if known.is_empty() {
+                "no settings".to_owned()
+            } else {
+                known.join(", ")
+            };
             format!("{name}: there is no such setting; the policy has {known}")
         })
         .collect();
@@ -100,7 +104,10 @@ pub fn resolve(manifest: &Manifest, given: &toml::Table) -> Result<Settings, Vec
             }
             Some(setting) if schema.in_range(&setting) => settings.push((name.clone(), setting)),
             Some(setting) => {
-                faults.push(format!("{name} = {setting} is out of range: it is {}", schema.wanted()));
+                faults.push(format!(
+                    "{name} = {setting} is out of range: it is {}",
+                    schema.wanted()
+                ));
             }
             None => faults.push(format!(
                 "{name} is {} here: it should be {}",
@@ -109,11 +116,19 @@ pub fn resolve(manifest: &Manifest, given: &toml::Table) -> Result<Settings, Vec
             )),
         }
     }
-    if faults.is_empty() { Ok(settings) } else { Err(faults) }
+    if faults.is_empty() {
+        Ok(settings)
+    } else {
+        Err(faults)
+    }
 }
 
 fn with_article(kind: &str) -> String {
-    let article = if kind.starts_with(['a', 'i', 'o']) { "an" } else { "a" };
+    let article = if kind.starts_with(['a', 'i', 'o']) {
+        "an"
+    } else {
+        "a"
+    };
     format!("{article} {kind}")
 }
 
@@ -158,7 +173,10 @@ mod tests {
             ("strict", Setting::Flag(false)),
             ("window", Setting::Integer(20)),
         ];
-        assert_eq!(settings, expected.map(|(name, value)| (name.to_owned(), value)));
+        assert_eq!(
+            settings,
+            expected.map(|(name, value)| (name.to_owned(), value))
+        );
     }
 
     #[test]

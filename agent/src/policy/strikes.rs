@@ -48,12 +48,20 @@ pub struct Strike {
 impl Strike {
     /// One after which the instance is discarded.
     pub fn fatal(kind: StrikeKind, detail: impl AsRef<str>) -> Self {
-        Self { kind, detail: tidy(detail.as_ref(), 1024), fatal: true }
+        Self {
+            kind,
+            detail: tidy(detail.as_ref(), 1024),
+            fatal: true,
+        }
     }
 
     /// One after which the instance goes on.
     pub fn minor(kind: StrikeKind, detail: impl AsRef<str>) -> Self {
-        Self { kind, detail: tidy(detail.as_ref(), 1024), fatal: false }
+        Self {
+            kind,
+            detail: tidy(detail.as_ref(), 1024),
+            fatal: false,
+        }
     }
 }
 
@@ -88,12 +96,17 @@ pub struct Ledger {
 impl Ledger {
     /// Forgives `forgiven` strikes within `window`.
     pub fn new(forgiven: usize, window: Duration) -> Self {
-        Self { forgiven, window_ns: window.as_nanos() as u64, times: VecDeque::new() }
+        Self {
+            forgiven,
+            window_ns: window.as_nanos() as u64,
+            times: VecDeque::new(),
+        }
     }
 
     /// Notes a strike at `now_ns` of event time. True if it is one too many.
     pub fn strike(&mut self, now_ns: u64) -> bool {
-        self.times.retain(|time| now_ns.saturating_sub(*time) <= self.window_ns);
+        self.times
+            .retain(|time| now_ns.saturating_sub(*time) <= self.window_ns);
         self.times.push_back(now_ns);
         self.times.len() > self.forgiven
     }

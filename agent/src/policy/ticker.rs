@@ -40,7 +40,10 @@ impl Ticker {
         let thread = thread::Builder::new()
             .name("policy-ticker".to_owned())
             .spawn(move || tick(&engine, &of_thread))?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// To be held during a call into a guest.

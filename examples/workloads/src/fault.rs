@@ -162,9 +162,8 @@ impl Faults {
             {
                 // SAFETY: the kernel has just made this descriptor for us and nothing else
                 // knows its number, so owning it is sound.
-                return Ok(Faults {
-                    uffd: unsafe { File::from_raw_fd(*fd) },
-                });
+                let uffd = unsafe { File::from_raw_fd(*fd) };
+                return Ok(Faults { uffd });
             }
         }
         bail!("the other half ended before it was ready")
@@ -207,6 +206,11 @@ impl Faults {
             .context("ioctl(UFFDIO_ZEROPAGE)")?;
         Ok(())
     }
+}
+
+/// Whether this host allows it.
+pub(crate) fn probe() -> Result<()> {
+    open_userfaultfd().map(drop)
 }
 
 /// By system call (needs CAP_SYS_PTRACE), else by the device file (Linux 6.1 and later).

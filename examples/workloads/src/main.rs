@@ -52,6 +52,12 @@ enum Load {
     /// The half of `device-hog` that is to be throttled; started by it
     #[command(hide = true)]
     DeviceHogInner(hog::InnerArgs),
+    /// Says whether this host lets `device-hog` work
+    #[command(hide = true)]
+    Probe,
+    /// Becomes another program, which is told to end when the caller dies
+    #[command(hide = true)]
+    Exec(place::ExecArgs),
     /// A culprit: maps a model file over and over
     ReloadLoop(model::ReloadArgs),
     /// Negative control: several workers map one model once, at the same time, and keep it
@@ -87,6 +93,8 @@ fn run(cli: &Cli) -> Result<()> {
         Load::Service(args) => service::run(args, end),
         Load::DeviceHog(_) => Ok(()),
         Load::DeviceHogInner(args) => hog::run_inner(args, end),
+        Load::Probe => fault::probe(),
+        Load::Exec(args) => place::exec(args),
         Load::ReloadLoop(args) => model::run_reload(args, end),
         Load::Loaders(args) => model::run_loaders(args, end),
         Load::Burn => {

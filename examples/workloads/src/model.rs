@@ -4,6 +4,7 @@ use crate::cpu::End;
 use crate::place;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use serde_json::json;
 use std::ffi::c_void;
@@ -22,6 +23,9 @@ pub(crate) struct ReloadArgs {
     /// Pause between two loads, milliseconds
     #[arg(long, default_value_t = 0)]
     gap_ms: u64,
+    /// Drop the file from the page cache before each load, as a host short of memory would
+    #[arg(long)]
+    cold: bool,
     /// Loads before the file stays mapped (default: without end)
     #[arg(long)]
     loads: Option<u64>,
@@ -43,7 +47,7 @@ pub(crate) fn run_reload(args: &ReloadArgs, end: End) -> Result<()> {
     let mut loads = 0;
     while !end.reached() {
         let start = Instant::now();
-        let mapping = Mapping::load(&args.model)?;
+        let mapping = Mapping::load(&args.model, args.cold)?;
         loads += 1;
         place::emit(&json!({
             "event": "load",
@@ -103,8 +107,12 @@ struct Mapping {
 }
 
 impl Mapping {
-    fn load(path: &Path) -> Result<Self> {
+    fn load(path: &Path, cold: bool) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        if cold {
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+                .context("posix_fadvise")?;
+        }
         let size = NonZeroUsize::new(file.metadata()?.len() as usize)
             .context("the model file is empty")?;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;

@@ -4,10 +4,12 @@
 
 use crate::Place;
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt;
@@ -18,9 +20,10 @@ const ENTERED: &str = "PALISADE_WORKLOAD_ENTERED";
 
 /// Ties this process to its parent and makes SIGTERM end it.
 pub(crate) fn prepare() -> Result<()> {
+    let parent = Pid::parent();
     prctl::set_pdeathsig(Signal::SIGKILL).context("prctl(PR_SET_PDEATHSIG)")?;
-    // The parent may have died before the call above: then nobody would ever end this process.
-    if Pid::parent() == Pid::from_raw(1) && std::process::id() != 1 {
+    // Had the parent died just before the call above, nobody would ever end this process.
+    if Pid::parent() != parent {
         bail!("the parent is gone");
     }
     // A signal mask is inherited through exec; a parent that blocks SIGTERM must not make us immortal.
@@ -60,6 +63,22 @@ pub(crate) fn enter(place: &Place) -> Result<()> {
         .env(ENTERED, "1")
         .exec();
     Err(error).context("starting again inside the cgroup")
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExecArgs {
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+/// Becomes another program. It is asked to end (SIGTERM, not SIGKILL) when the caller dies, so
+/// that it can put back what it changed.
+pub(crate) fn exec(args: &ExecArgs) -> Result<()> {
+    let (program, rest) = args.command.split_first().context("no program")?;
+    prctl::set_pdeathsig(Signal::SIGTERM).context("prctl(PR_SET_PDEATHSIG)")?;
+    let error = Command::new(program).args(rest).exec();
+    Err(error).with_context(|| format!("starting {}", program.display()))
 }
 
 /// Prints one JSON line; the reader's end closing is the signal to stop.

@@ -1,6 +1,8 @@
 //! A well-behaved service: each request takes some CPU time and one call on the device.
 //!
-//! Must stay small and even: what its latency shows is what its neighbours do.
+//! Must stay small and even: what its latency shows is what its neighbours do. A request counts
+//! from when it was due, not from when the service got round to it: a CPU that others keep from
+//! us is latency too.
 
 use crate::cpu::{End, burn};
 use crate::stats::Window;
@@ -34,14 +36,14 @@ pub(crate) fn run(args: &ServiceArgs, end: End) -> Result<()> {
     place::emit(&json!({ "event": "started", "pid": std::process::id() }))?;
     let (mut requests, mut calls) = (Window::default(), Window::default());
     let mut report = begin + Duration::from_millis(args.report_ms);
+    let mut due = begin;
     while !end.reached() {
-        let start = Instant::now();
         burn(Duration::from_micros(args.work_us), end);
         let call = Instant::now();
         device::ask(&device)?;
         let done = Instant::now();
         calls.add(done - call);
-        requests.add(done - start);
+        requests.add(done - due);
         if done >= report {
             let count = requests.len();
             let [p50, p99, max] = requests.take([50, 99, 100]);
@@ -57,7 +59,8 @@ pub(crate) fn run(args: &ServiceArgs, end: End) -> Result<()> {
             }))?;
             report = done + Duration::from_millis(args.report_ms);
         }
-        std::thread::sleep(Duration::from_micros(args.pause_us));
+        due = Instant::now() + Duration::from_micros(args.pause_us);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
     Ok(())
 }

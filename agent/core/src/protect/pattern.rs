@@ -23,7 +23,9 @@ impl Pattern {
             return glob(&self.0, path);
         }
         glob(&self.0, path)
-            || path.match_indices('/').any(|(slash, _)| glob(&self.0, &path[slash + 1..]))
+            || path
+                .match_indices('/')
+                .any(|(slash, _)| glob(&self.0, &path[slash + 1..]))
     }
 }
 

@@ -1,0 +1,291 @@
+//! Whether the kernel lets the agent see.
+
+use super::Check;
+use crate::sensors::{AttachReport, Capabilities, HookReport};
+use palisade_abi::Kind;
+
+/// Name of the check for the embedded object, which has an exit code of its own.
+pub(super) const OBJECT: &str = "eBPF programs";
+
+/// Oldest kernel that is tested.
+const TESTED: (u32, u32) = (6, 1);
+/// Oldest kernel that should work.
+const OLDEST: (u32, u32) = (5, 15);
+const DISTRIBUTION_KERNEL: &str = "boot a stock kernel of Debian 12, Ubuntu 22.04 or later";
+
+/// One check a capability.
+pub(super) fn checks(found: &Capabilities, object_bytes: Option<usize>) -> Vec<Check> {
+    let mut checks = vec![
+        kernel(&found.kernel, &found.machine),
+        object(object_bytes),
+        privileges(found),
+    ];
+    checks.push(if found.btf {
+        Check::ok("kernel types (BTF)", "/sys/kernel/btf/vmlinux")
+    } else {
+        Check::missing(
+            "kernel types (BTF)",
+            "this kernel has no /sys/kernel/btf/vmlinux",
+            format!("it needs CONFIG_DEBUG_INFO_BTF=y: {DISTRIBUTION_KERNEL}"),
+        )
+    });
+    for (name, works) in [
+        ("ring buffer", &found.ring_buffer),
+        ("tracepoints", &found.tracepoints),
+    ] {
+        checks.push(match works {
+            Ok(()) => Check::ok(name, "may be loaded"),
+            Err(error) => Check::missing(
+                name,
+                error.clone(),
+                "run as root outside of containers; if that is so already, seccomp, lockdown or \
+                 the kernel forbids bpf(2)",
+            ),
+        });
+    }
+    checks.push(tracefs(found));
+    checks.extend(lockdown(found));
+    match &found.trial {
+        Some(Ok(report)) => checks.extend(hooks(report)),
+        Some(Err(error)) => checks.push(Check::missing(
+            "hooks",
+            error.clone(),
+            "see the checks above; where they are all in order, this kernel is unlike any known",
+        )),
+        // The reason is a check of its own: no object, or no privileges.
+        None => {}
+    }
+    checks
+}
+
+/// What each hook is attached to, and what policies go without where one is not.
+fn hooks(report: &AttachReport) -> Vec<Check> {
+    report.hooks.iter().map(hook).collect()
+}
+
+fn hook(hook: &HookReport) -> Check {
+    let name = format!("hook: {}", hook.name);
+    if let Some(place) = &hook.attached {
+        return Check::ok(name, place.clone());
+    }
+    if hook.optional {
+        return Check::ok(name, "this kernel has none, and none is needed");
+    }
+    let kinds: Vec<&str> = Kind::ALL
+        .iter()
+        .filter(|kind| hook.kinds & kind.bit() != 0)
+        .map(|kind| kind.name())
+        .collect();
+    let tried: Vec<String> = hook
+        .failed
+        .iter()
+        .map(|(place, reason)| format!("{place}: {reason}"))
+        .collect();
+    Check::warn(
+        name,
+        format!(
+            "cannot be attached ({}): no {}",
+            tried.join("; "),
+            kinds.join(", ")
+        ),
+        format!("policies that subscribe to them stay blind: {DISTRIBUTION_KERNEL}"),
+    )
+}
+
+fn kernel(release: &str, machine: &str) -> Check {
+    let name = "kernel";
+    let detail = format!("{release} on {machine}");
+    match version(release) {
+        Some(version) if version >= TESTED => Check::ok(name, detail),
+        Some(version) if version >= OLDEST => Check::warn(
+            name,
+            format!("{detail}: should work, but is not tested"),
+            DISTRIBUTION_KERNEL,
+        ),
+        Some(_) => Check::missing(
+            name,
+            format!("{detail}: older than {}.{}", OLDEST.0, OLDEST.1),
+            DISTRIBUTION_KERNEL,
+        ),
+        None => Check::warn(
+            name,
+            format!("{detail}: unknown version"),
+            DISTRIBUTION_KERNEL,
+        ),
+    }
+}
+
+/// `6.18.44-x` → (6, 18)
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn object(bytes: Option<usize>) -> Check {
+    match bytes {
+        Some(bytes) => Check::ok(OBJECT, format!("built in, {} KiB", bytes / 1024)),
+        None => Check::missing(
+            OBJECT,
+            "this binary was built without them",
+            "build it with ./x build, which gets the eBPF toolchain",
+        ),
+    }
+}
+
+fn privileges(found: &Capabilities) -> Check {
+    let name = "privileges";
+    if found.privileged {
+        return Check::ok(name, "eBPF programs may be loaded");
+    }
+    Check::missing(
+        name,
+        "this user may not load eBPF programs",
+        "run it as root (sudo palisade …), or with CAP_BPF and CAP_PERFMON",
+    )
+}
+
+fn tracefs(found: &Capabilities) -> Check {
+    let name = "tracefs";
+    match (&found.tracefs, found.syscall_tracepoints) {
+        (Some(place), Some(true) | None) => Check::ok(name, format!("mounted at {place}")),
+        (Some(place), Some(false)) => Check::missing(
+            name,
+            format!("{place} has no tracepoints of system calls"),
+            format!("the kernel needs CONFIG_FTRACE_SYSCALLS=y: {DISTRIBUTION_KERNEL}"),
+        ),
+        (None, _) if found.privileged => {
+            Check::ok(name, "not mounted; the agent mounts it when it starts")
+        }
+        (None, _) => Check::warn(
+            name,
+            "not mounted, or not readable by this user",
+            "mount -t tracefs tracefs /sys/kernel/tracing",
+        ),
+    }
+}
+
+fn lockdown(found: &Capabilities) -> Option<Check> {
+    let mode = found.lockdown.as_deref()?;
+    let name = "lockdown";
+    // Integrity leaves reading kernel memory to eBPF; confidentiality does not.
+    Some(if mode == "confidentiality" {
+        Check::missing(
+            name,
+            "mode confidentiality: eBPF may not read kernel memory",
+            "boot with lockdown=integrity or without",
+        )
+    } else {
+        Check::ok(name, format!("mode {mode}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Status;
+    use super::*;
+
+    fn good() -> Capabilities {
+        Capabilities {
+            kernel: "6.1.0-x".into(),
+            machine: "x86_64".into(),
+            privileged: true,
+            btf: true,
+            tracefs: Some("/sys/kernel/tracing".into()),
+            syscall_tracepoints: Some(true),
+            ring_buffer: Ok(()),
+            tracepoints: Ok(()),
+            trial: Some(Ok(AttachReport {
+                kinds: Kind::Exec.bit(),
+                hooks: vec![
+                    HookReport {
+                        name: "exec".into(),
+                        kinds: Kind::Exec.bit(),
+                        wanted: true,
+                        attached: Some("tp_btf:sched_process_exec".into()),
+                        optional: false,
+                        failed: Vec::new(),
+                    },
+                    HookReport {
+                        name: "rare".into(),
+                        kinds: 0,
+                        wanted: true,
+                        attached: None,
+                        optional: true,
+                        failed: vec![("tp:rare".into(), "ENOENT".into())],
+                    },
+                ],
+            })),
+            unprivileged_bpf_disabled: Some(2),
+            lockdown: Some("none".into()),
+        }
+    }
+
+    #[test]
+    fn every_lack_has_its_check_and_a_remedy() {
+        type Row = (&'static str, fn(&mut Capabilities), Status);
+        let rows: &[Row] = &[
+            ("kernel", |_| {}, Status::Ok),
+            ("kernel", |c| c.kernel = "5.15.0".into(), Status::Warn),
+            ("kernel", |c| c.kernel = "5.4.0-1".into(), Status::Missing),
+            ("kernel", |c| c.kernel = "next".into(), Status::Warn),
+            ("privileges", |c| c.privileged = false, Status::Missing),
+            ("kernel types (BTF)", |c| c.btf = false, Status::Missing),
+            (
+                "ring buffer",
+                |c| c.ring_buffer = Err("EPERM".into()),
+                Status::Missing,
+            ),
+            (
+                "tracepoints",
+                |c| c.tracepoints = Err("EPERM".into()),
+                Status::Missing,
+            ),
+            (
+                "hooks",
+                |c| c.trial = Some(Err("no".into())),
+                Status::Missing,
+            ),
+            ("hook: exec", |_| {}, Status::Ok),
+            ("hook: rare", |_| {}, Status::Ok),
+            (
+                "hook: exec",
+                |c| {
+                    if let Some(Ok(report)) = &mut c.trial {
+                        report.hooks[0].attached = None;
+                    }
+                },
+                Status::Warn,
+            ),
+            ("tracefs", |c| c.tracefs = None, Status::Ok),
+            (
+                "tracefs",
+                |c| c.syscall_tracepoints = Some(false),
+                Status::Missing,
+            ),
+            (
+                "lockdown",
+                |c| c.lockdown = Some("integrity".into()),
+                Status::Ok,
+            ),
+            (
+                "lockdown",
+                |c| c.lockdown = Some("confidentiality".into()),
+                Status::Missing,
+            ),
+        ];
+        for (name, change, status) in rows {
+            let mut found = good();
+            change(&mut found);
+            let checks = checks(&found, Some(1));
+            let check = checks.iter().find(|check| check.name == *name);
+            assert_eq!(check.map(|check| check.status), Some(*status), "{name}");
+            for check in &checks {
+                assert_eq!(
+                    check.remedy.is_some(),
+                    check.status != Status::Ok,
+                    "{check:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! `palisade leases list | release`, and the keeper's hidden command.
+
+use super::{Paths, exit, status};
+use crate::act::{self, keeper};
+use crate::control::{self, Request};
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use palisade_core::LeaseId;
+use std::ffi::OsString;
+
+const AFTER_HELP: &str = "\
+Examples:
+  palisade leases list
+  palisade leases release            give everything back, with or without a running agent
+  palisade leases release 42         only that one; needs the running agent";
+
+/// Options of `leases`.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct LeasesArgs {
+    #[command(subcommand)]
+    command: LeasesCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum LeasesCommand {
+    /// What the running agent holds.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put back what a lease changed.
+    Release {
+        /// Which; all if absent.
+        lease: Option<u64>,
+    },
+}
+
+/// Arguments of the keeper: the journal's folder and the agent's run.
+#[derive(Debug, Args)]
+pub struct KeeperArgs {
+    arguments: Vec<OsString>,
+}
+
+pub(super) fn run(args: &LeasesArgs, paths: &Paths) -> Result<u8> {
+    match &args.command {
+        LeasesCommand::List { json } => {
+            let leases = paths.call(&Request::Leases)?;
+            if *json {
+                println!("{leases}");
+            } else {
+                status::print_leases(&leases, act::now_ns());
+            }
+            Ok(exit::OK)
+        }
+        LeasesCommand::Release { lease } => release(*lease, paths),
+    }
+}
+
+fn release(lease: Option<u64>, paths: &Paths) -> Result<u8> {
+    let folders = paths.resolve()?;
+    // With the lock in hand no agent can start in between.
+    let lock = match control::lock(&folders.run_dir) {
+        Ok(lock) if lease.is_none() => lock,
+        _ => {
+            let said = paths.call(&Request::LeaseRelease { id: lease.map(LeaseId) })?;
+            println!("{}", said.as_str().unwrap_or_default());
+            return Ok(exit::OK);
+        }
+    };
+    let dir = folders.leases_dir();
+    let (released, recovered) = act::release_all(&dir).with_context(|| format!("cannot read the lease journal in {}", dir.display()))?;
+    drop(lock);
+    if recovered.damaged > 0 {
+        eprintln!("palisade: {} damaged line(s) in the journal were passed over", recovered.damaged);
+    }
+    let mut code = exit::OK;
+    for one in &released {
+        let outcome = serde_json::to_string(&one.outcome)?;
+        println!("lease {} on {}: {outcome}", one.lease.id.0, one.lease.cgroup);
+        if !act::restore::is_final(&one.outcome) {
+            code = exit::FAILED;
+        }
+    }
+    println!("{} lease(s) dealt with; no agent is running", released.len());
+    Ok(code)
+}
+
+/// Becomes the keeper; returns its exit code.
+pub(super) fn keeper(args: &KeeperArgs) -> Result<u8> {
+    let code = keeper::main(args.arguments.iter().cloned());
+    Ok(u8::from(code != std::process::ExitCode::SUCCESS))
+}

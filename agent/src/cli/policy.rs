@@ -1,0 +1,139 @@
+//! `palisade policy list | check | reload`.
+
+use super::style::{Cell, Table};
+use super::{Paths, exit, style};
+use crate::control::Request;
+use crate::policy::{self, Limits, PolicySource};
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use palisade_core::Power;
+use std::path::PathBuf;
+
+const AFTER_HELP: &str = "\
+Examples:
+  palisade policy list
+  palisade policy check target/policies/gpu-contention.wasm
+  palisade policy check my.wasm --set 'window-ms = 500' --power alert
+  palisade policy reload gpu-contention";
+
+/// Options of `policy`.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct PolicyArgs {
+    #[command(subcommand)]
+    command: PolicyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// The policies of the running agent.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a policy file as a load would: size, world, ABI version, powers, settings, a trial start.
+    Check {
+        /// The component.
+        file: PathBuf,
+        /// A setting as TOML, `name = value`; may be repeated.
+        #[arg(long = "set", value_name = "NAME = VALUE")]
+        settings: Vec<String>,
+        /// The strongest power that the operator would grant.
+        #[arg(long, default_value = "kill", value_parser = ["alert", "throttle", "freeze", "signal", "kill"])]
+        power: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the running agent load changed files now.
+    Reload {
+        /// Name in the configuration; all if absent.
+        name: Option<String>,
+    },
+}
+
+pub(super) fn run(args: &PolicyArgs, paths: &Paths) -> Result<u8> {
+    match &args.command {
+        PolicyCommand::List { json } => list(paths, *json),
+        PolicyCommand::Check { file, settings, power, json } => check(file.clone(), settings, power, *json),
+        PolicyCommand::Reload { name } => {
+            let done = paths.call(&Request::PolicyReload { name: name.clone() })?;
+            for policy in done.as_array().into_iter().flatten() {
+                println!("{} {} runs as generation {}", text(policy, "name"), text(policy, "version"), policy["generation"]);
+            }
+            Ok(exit::OK)
+        }
+    }
+}
+
+fn list(paths: &Paths, json: bool) -> Result<u8> {
+    let policies = paths.call(&Request::PolicyList)?;
+    if json {
+        println!("{policies}");
+    } else {
+        print_policies(&policies);
+    }
+    Ok(exit::OK)
+}
+
+/// The policies of a status, as a table.
+pub(super) fn print_policies(policies: &serde_json::Value) {
+    let mut table = Table::new(&["policy", "version", "state", "gen", "records", "requests", "µs/call", "queue", "lost", "strikes"]);
+    for policy in policies.as_array().into_iter().flatten() {
+        let number = |name: &str| policy[name].as_u64().unwrap_or(0);
+        let per_call = number("call_ns_total") as f64 / number("calls").max(1) as f64 / 1e3;
+        let state = text(policy, "state");
+        let state_cell = if state == "ejected" { Cell::bad(state) } else { Cell::good(state) };
+        let warn = |count: u64| if count > 0 { Cell::warn(count.to_string()) } else { Cell::plain("0") };
+        table.row(vec![
+            Cell::plain(text(policy, "name")),
+            Cell::plain(text(policy, "version")),
+            state_cell,
+            Cell::plain(number("running_generation").to_string()),
+            Cell::plain(number("records").to_string()),
+            Cell::plain(number("requests").to_string()),
+            Cell::plain(format!("{per_call:.1}")),
+            Cell::plain(number("queue_batches").to_string()),
+            warn(number("lost")),
+            warn(number("strikes")),
+        ]);
+    }
+    table.print();
+}
+
+/// Checks a policy as a load would.
+pub(super) fn check_source(source: &PolicySource) -> Result<policy::Manifest> {
+    policy::check(source).map_err(|error| exit::coded(exit::POLICY, format!("policy '{}': {error}", source.name)))
+}
+
+fn check(file: PathBuf, settings: &[String], power: &str, json: bool) -> Result<u8> {
+    let settings: toml::Table = settings.join("\n").parse().context("--set takes TOML: name = value").map_err(|error| exit::coded(exit::USAGE, format!("{error:#}")))?;
+    let max_power = serde_json::from_value::<Power>(power.into())?;
+    let name = file.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+    let source = PolicySource { name, path: file, settings, max_power, limits: Limits::default() };
+    let manifest = check_source(&source)?;
+    if json {
+        println!("{}", serde_json::to_value(&manifest)?);
+        return Ok(exit::OK);
+    }
+    println!("{} {} {}", style::good("good:"), manifest.name, manifest.version);
+    println!("  {}", style::escape(&manifest.description));
+    println!("  sees   {}", manifest.kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", "));
+    println!("  powers {}", manifest.powers.iter().map(|power| format!("{power:?}").to_lowercase()).collect::<Vec<_>>().join(", "));
+    let mut table = Table::new(&["setting", "default", "unit", "help"]);
+    for (name, setting) in &manifest.settings {
+        table.row(vec![
+            Cell::plain(name.clone()),
+            Cell::plain(setting.default.to_string()),
+            Cell::plain(setting.unit.clone().unwrap_or_default()),
+            Cell::plain(setting.help.clone()),
+        ]);
+    }
+    table.print();
+    Ok(exit::OK)
+}
+
+fn text(value: &serde_json::Value, name: &str) -> String {
+    style::escape(value[name].as_str().unwrap_or_default())
+}

@@ -1,0 +1,52 @@
+//! `palisade run`.
+
+use super::{Paths, exit};
+use crate::runtime::{self, RunOptions};
+use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
+use tracing_subscriber::EnvFilter;
+
+const AFTER_HELP: &str = "\
+Examples:
+  palisade run --config /etc/palisade/palisade.toml
+  palisade run --config palisade.toml --check              only check the configuration and the policies
+  palisade run --config palisade.toml --record today.pal   keep the events for `palisade replay`
+
+It stops in order on SIGTERM and SIGINT: every lease is undone first. The log goes to standard error; PALISADE_LOG
+sets its level (error, warn, info, debug; default info).";
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct RunArgs {
+    /// Keep the run's events in this file.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Check the configuration and every policy, then end.
+    #[arg(long)]
+    check: bool,
+}
+
+pub(super) fn run(args: &RunArgs, paths: &Paths) -> Result<u8> {
+    start_logging();
+    let config = paths.load()?;
+    if args.check {
+        for policy in &config.policies {
+            super::policy::check_source(&runtime::options::policy_source(policy))?;
+        }
+        println!("{} is good: {} policies", config.source.unwrap_or_default().display(), config.policies.len());
+        return Ok(exit::OK);
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(exit::coded(exit::KERNEL, "loading eBPF programs and writing cgroups needs root; run: sudo palisade run"));
+    }
+    runtime::run(&config, &RunOptions { record: args.record.clone() })
+}
+
+fn start_logging() {
+    let filter = EnvFilter::try_from_env("PALISADE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    // A second initialisation (tests) keeps the first.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).with_target(false).try_init();
+}

@@ -1,0 +1,81 @@
+//! `palisade status`, `disarm` and `arm`.
+
+use super::style::{self, Cell, Table};
+use super::{Paths, exit, policy};
+use crate::control::Request;
+use anyhow::Result;
+use clap::Args;
+use serde_json::Value;
+
+/// Options of `status`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  palisade status\n  palisade status --json | jq .core.leases")]
+pub struct StatusArgs {
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &StatusArgs, paths: &Paths) -> Result<u8> {
+    let status = paths.call(&Request::Status)?;
+    if args.json {
+        println!("{status}");
+        return Ok(exit::OK);
+    }
+    let core = &status["core"];
+    let armed = if core["disarmed"] == Value::Bool(true) { style::bad("DISARMED") } else { style::good("armed") };
+    let mib = status["memory_bytes"].as_u64().unwrap_or(0) / (1 << 20);
+    println!("palisade {} · pid {} · {armed} · {mib} MiB", status["version"].as_str().unwrap_or("?"), status["pid"]);
+    let stats = &status["sensors"]["stats"];
+    println!("events   {} records in {} batches, lost {}", stats["records"], stats["batches"], losses(&stats["lost"]));
+    let health = if status["audit"]["health"]["ok"] == Value::Bool(true) { style::good("written") } else { style::bad("NOT WRITTEN") };
+    println!("audit    {health}, head {}", status["audit"]["head"].as_str().unwrap_or("?"));
+    println!();
+    policy::print_policies(&status["policies"]);
+    println!();
+    print_leases(&core["leases"], status["now_ns"].as_u64().unwrap_or(0));
+    let missing: Vec<&Value> = status["sensors"]["report"]["hooks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|hook| hook["wanted"] == Value::Bool(true) && hook["attached"].is_null() && hook["optional"] != Value::Bool(true))
+        .collect();
+    for hook in missing {
+        println!("{} {} is subscribed to and cannot be had here; run: palisade doctor", style::warn("missing"), hook["name"]);
+    }
+    Ok(exit::OK)
+}
+
+fn losses(lost: &Value) -> String {
+    let total: u64 = lost.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
+    if total == 0 { "0".to_owned() } else { style::warn(&format!("{total} {lost}")) }
+}
+
+/// The leases as a table, with the seconds that are left.
+pub(super) fn print_leases(leases: &Value, now_ns: u64) {
+    let leases = leases.as_array().map_or(&[][..], Vec::as_slice);
+    if leases.is_empty() {
+        println!("no leases: nothing is held");
+        return;
+    }
+    let mut table = Table::new(&["lease", "cgroup", "knob", "value", "owners", "ends in"]);
+    for lease in leases {
+        let left = lease["until_ns"].as_u64().unwrap_or(0).saturating_sub(now_ns) as f64 / 1e9;
+        let owners: Vec<&str> = lease["owners"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        table.row(vec![
+            Cell::plain(lease["id"].to_string()),
+            Cell::plain(style::escape(lease["cgroup"].as_str().unwrap_or_default())),
+            Cell::plain(lease["knob"].as_str().unwrap_or_default().to_owned()),
+            Cell::warn(lease["value"].to_string()),
+            Cell::plain(style::escape(&owners.join(", "))),
+            Cell::plain(format!("{left:.1} s")),
+        ]);
+    }
+    table.print();
+}
+
+pub(super) fn disarm(paths: &Paths, on: bool) -> Result<u8> {
+    let said = paths.call(&Request::Disarm { on })?;
+    println!("{}", said.as_str().unwrap_or_default());
+    Ok(exit::OK)
+}

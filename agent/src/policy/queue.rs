@@ -1,0 +1,304 @@
+//! The bounded queue before each policy, and the publisher that fills them.
+//!
+//! Invariants:
+//! - Publishing never waits for a policy: what does not fit is counted as lost, for that policy.
+//! - Batches and swaps leave a queue in the order in which they came.
+//! - The records lost before a batch are told with that batch.
+
+use super::instance::wanted;
+use super::limits::Limits;
+use super::worker::Swap;
+use crate::batch::Batch;
+use palisade_abi::{FILE_NAME_SLOTS, RECORD_BYTES, Record, kind};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// What a policy's thread works on.
+pub(super) enum Message {
+    /// Look at these events.
+    Batch {
+        batch: Batch,
+        /// Records lost before it.
+        lost: u64,
+    },
+    /// Let another instance take over.
+    Swap(Box<Swap>),
+    /// End.
+    Stop,
+}
+
+/// A policy's queue.
+pub(super) struct Queue {
+    state: Mutex<State>,
+    filled: Condvar,
+    batches_max: usize,
+    bytes_max: usize,
+    /// Bits of the kinds that the policy wants; changes with a reload.
+    mask: AtomicU64,
+}
+
+struct State {
+    messages: VecDeque<Message>,
+    batches: usize,
+    bytes: usize,
+    /// Records lost since the last batch was taken in.
+    lost: u64,
+    lost_total: u64,
+    /// Nobody works on batches: the policy was ejected, or its thread is gone.
+    closed: bool,
+}
+
+/// Numbers about a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Depth {
+    pub batches: usize,
+    pub bytes: usize,
+    pub lost: u64,
+}
+
+impl Queue {
+    pub fn new(limits: &Limits, mask: u64) -> Self {
+        Self {
+            state: Mutex::new(State {
+                messages: VecDeque::new(),
+                batches: 0,
+                bytes: 0,
+                lost: 0,
+                lost_total: 0,
+                closed: false,
+            }),
+            filled: Condvar::new(),
+            batches_max: limits.queue_batches.max(1),
+            bytes_max: limits.queue_bytes,
+            mask: AtomicU64::new(mask),
+        }
+    }
+
+    /// Changes the kinds that the policy wants.
+    pub fn set_mask(&self, mask: u64) {
+        self.mask.store(mask, Ordering::Relaxed);
+    }
+
+    /// The kinds that the policy wants.
+    pub fn mask(&self) -> u64 {
+        self.mask.load(Ordering::Relaxed)
+    }
+
+    /// Takes a batch in, or counts it as lost. `kinds` are the bits of the kinds in it.
+    pub fn offer(&self, batch: &Batch, kinds: u64) {
+        let mask = self.mask();
+        if kinds & mask == 0 && !batch.window_end {
+            return;
+        }
+        let bytes = batch.records.len() * RECORD_BYTES;
+        let mut state = self.lock();
+        if state.closed {
+            return;
+        }
+        let full = state.batches >= self.batches_max
+            || (state.batches > 0 && state.bytes + bytes > self.bytes_max);
+        if full {
+            let lost = count(&batch.records, mask);
+            state.lost += lost;
+            state.lost_total += lost;
+            return;
+        }
+        let lost = std::mem::take(&mut state.lost);
+        state.batches += 1;
+        state.bytes += bytes;
+        state.messages.push_back(Message::Batch {
+            batch: batch.clone(),
+            lost,
+        });
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    /// Takes a swap in; there is always room. From here on the queue takes batches in for both.
+    pub fn swap(&self, swap: Swap) {
+        self.mask.fetch_or(swap.new.mask(), Ordering::Relaxed);
+        self.lock()
+            .messages
+            .push_back(Message::Swap(Box::new(swap)));
+        self.filled.notify_one();
+    }
+
+    /// Drops the waiting batches and makes the thread end.
+    pub fn stop(&self) {
+        let mut state = self.lock();
+        state.close();
+        state.messages.push_back(Message::Stop);
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    /// Drops the waiting batches and takes in no more, until [`Self::open`].
+    pub fn close(&self) {
+        self.lock().close();
+    }
+
+    /// Takes in batches again.
+    pub fn open(&self) {
+        self.lock().closed = false;
+    }
+
+    /// The next message; waits for one.
+    pub fn take(&self) -> Message {
+        let mut state = self.lock();
+        loop {
+            if let Some(message) = state.messages.pop_front() {
+                if let Message::Batch { batch, .. } = &message {
+                    state.batches -= 1;
+                    state.bytes -= batch.records.len() * RECORD_BYTES;
+                }
+                return message;
+            }
+            state = self
+                .filled
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// How full it is.
+    pub fn depth(&self) -> Depth {
+        let state = self.lock();
+        Depth {
+            batches: state.batches,
+            bytes: state.bytes,
+            lost: state.lost_total,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn close(&mut self) {
+        self.closed = true;
+        self.messages
+            .retain(|message| !matches!(message, Message::Batch { .. }));
+        self.batches = 0;
+        self.bytes = 0;
+        self.lost = 0;
+    }
+}
+
+/// The queues of all policies.
+pub(super) type Queues = Arc<RwLock<Vec<Arc<Queue>>>>;
+
+/// Gives batches to all policies. Cheap to clone.
+#[derive(Clone)]
+pub struct Publisher {
+    pub(super) queues: Queues,
+}
+
+impl std::fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Publisher").finish_non_exhaustive()
+    }
+}
+
+impl Publisher {
+    /// Gives `batch` to every policy that wants something of it, and at a window's end to all.
+    /// Never waits for a policy.
+    pub fn publish(&self, batch: &Batch) {
+        let kinds = kinds(&batch.records);
+        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
+        for queue in queues.iter() {
+            queue.offer(batch, kinds);
+        }
+    }
+}
+
+/// The records of a batch without the slots that only hold a name.
+fn real(records: &[Record]) -> impl Iterator<Item = &Record> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let record = records.get(at)?;
+            if record.header.kind != kind::FILE_NAME {
+                at += 1;
+                return Some(record);
+            }
+            at += FILE_NAME_SLOTS;
+        }
+    })
+}
+
+fn kinds(records: &[Record]) -> u64 {
+    real(records).fold(0, |kinds, record| match record.header.kind {
+        kind @ 0..64 => kinds | 1 << kind,
+        _ => kinds,
+    })
+}
+
+fn count(records: &[Record], mask: u64) -> u64 {
+    real(records)
+        .filter(|record| wanted(mask, record.header.kind))
+        .count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_abi::{Exec, GpuCall, Header};
+
+    fn batch(seq: u64, records: Vec<Record>) -> Batch {
+        Batch {
+            seq,
+            now_ns: seq,
+            records: records.into(),
+            window_end: false,
+        }
+    }
+
+    fn exec() -> Record {
+        Record::new(Header::default(), Exec::default())
+    }
+
+    #[test]
+    fn a_full_queue_counts_what_the_policy_wanted_and_tells_with_the_next_batch() {
+        let limits = Limits {
+            queue_batches: 1,
+            ..Limits::default()
+        };
+        let queue = Queue::new(&limits, palisade_abi::Kind::Exec.bit());
+        let gpu = Record::new(Header::default(), GpuCall::default());
+        let publisher = Publisher {
+            queues: Arc::new(RwLock::new(vec![Arc::new(queue)])),
+        };
+        let queue = Arc::clone(&publisher.queues.read().unwrap()[0]);
+        publisher.publish(&batch(1, vec![exec()]));
+        publisher.publish(&batch(2, vec![exec(), gpu, exec()]));
+        assert_eq!(
+            queue.depth(),
+            Depth {
+                batches: 1,
+                bytes: 64,
+                lost: 2
+            }
+        );
+        assert!(matches!(queue.take(), Message::Batch { lost: 0, .. }));
+        publisher.publish(&batch(3, vec![gpu]));
+        assert_eq!(queue.depth().batches, 0, "nothing in it for this policy");
+        publisher.publish(&batch(4, vec![exec()]));
+        assert!(matches!(queue.take(), Message::Batch { lost: 2, .. }));
+    }
+
+    #[test]
+    fn name_slots_are_not_taken_for_records() {
+        let mut name = exec();
+        name.header.kind = kind::FILE_NAME;
+        let mut records = vec![name];
+        records.extend([exec(); FILE_NAME_SLOTS - 1]);
+        assert_eq!(kinds(&records), 0);
+        assert_eq!(count(&records, u64::MAX), 0);
+        records.push(exec());
+        assert_eq!(count(&records, u64::MAX), 1);
+    }
+}

@@ -1,0 +1,156 @@
+//! An instance on its own: deterministic, split, bounded.
+
+use super::super::{Compiled, EngineShared, Instance, MAX_RECORDS_PER_CALL, NoLookup, StrikeKind};
+use super::guest::{self, GOOD, Guest};
+use super::*;
+use palisade_abi::{FILE_NAME_SLOTS, Lost, kind};
+
+fn instance(guest: &Guest) -> Instance {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest.wasm");
+    std::fs::write(&path, guest.build()).unwrap();
+    let shared = EngineShared::new(Arc::new(NoLookup)).unwrap();
+    let compiled = Compiled::load(&shared, &path, 1 << 20).unwrap();
+    Instance::new(&shared, &compiled, &[], &source("x", &path).limits).unwrap()
+}
+
+fn misdeed(misdeed: &'static str) -> (usize, super::super::Strike) {
+    let mut instance = instance(&Guest { misdeed, ..GOOD });
+    let delivery = instance.deliver(&Numbers::default().with(1, 1, poison), 0, 0);
+    assert_eq!(delivery.strikes.len(), 1, "{delivery:?}");
+    (delivery.requests.len(), delivery.strikes[0].clone())
+}
+
+#[test]
+fn large_batches_are_split_and_seen_once() {
+    let mut instance = instance(&GOOD);
+    let mut numbers = Numbers::default();
+    let delivery = instance.deliver(&numbers.batch(MAX_RECORDS_PER_CALL * 2 + 1, 5), 0, 0);
+    assert_eq!(delivery.requests.len(), 3);
+    assert_eq!(delivery.records, MAX_RECORDS_PER_CALL as u64 * 2 + 1);
+    assert_eq!(instance.stats().calls, 3);
+    let last = delivery.requests.last().unwrap();
+    assert_eq!(
+        last.target,
+        palisade_core::Target::Workload(palisade_core::WorkloadId(1025))
+    );
+    assert_eq!(last.severity, palisade_core::Severity::Info);
+    assert_eq!(last.reason, "counted");
+}
+
+#[test]
+fn only_subscribed_records_are_seen_and_names_are_skipped() {
+    let mut instance = instance(&GOOD);
+    let mut numbers = Numbers::default();
+    let mut records = Vec::new();
+    let mut name = numbered(99);
+    name.header.kind = kind::FILE_NAME;
+    records.push(name);
+    // The slots of a name are any bytes: also ones that look like a record.
+    records.extend([numbered(77); FILE_NAME_SLOTS - 1]);
+    let mut foreign = numbered(5);
+    foreign.header.kind = 60_000;
+    records.push(foreign);
+    records.extend(numbers.batch(2, 1).records.iter());
+    let batch = Batch {
+        seq: 1,
+        now_ns: 1,
+        records: records.into(),
+        window_end: true,
+    };
+    let delivery = instance.deliver(&batch, 0, 0);
+    assert_eq!((delivery.records, delivery.requests.len()), (2, 1));
+    assert_eq!(delivery.requests[0].severity, palisade_core::Severity::Info);
+}
+
+#[test]
+fn a_window_without_records_is_a_tick_and_losses_come_first() {
+    let mut instance = instance(&GOOD);
+    let mut batch = Batch {
+        seq: 1,
+        now_ns: 1,
+        records: [].into(),
+        window_end: false,
+    };
+    assert_eq!(
+        instance.deliver(&batch, 0, 0),
+        super::super::Delivery::default()
+    );
+    assert_eq!(instance.stats().calls, 0);
+    batch.window_end = true;
+    instance.deliver(&batch, 0, 0);
+    assert_eq!(instance.stats().calls, 1);
+    // The counter skips it, but is called with it.
+    assert_eq!(instance.deliver(&batch, 7, 0).records, 1);
+    assert_eq!(Lost::default().source, 0);
+}
+
+#[test]
+fn the_same_batches_give_the_same_requests() {
+    let run = || {
+        let mut instance = instance(&GOOD);
+        let mut numbers = Numbers::default();
+        let batches = (1..20).map(|size| numbers.batch(size * 50, size as u64));
+        batches
+            .map(|batch| instance.deliver(&batch, 0, 0))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn each_misdeed_is_the_right_strike() {
+    for (guest, kind, fatal, requests) in [
+        (guest::TRAP, StrikeKind::Trap, true, 0),
+        (guest::SPIN, StrikeKind::Deadline, true, 0),
+        (guest::GROW, StrikeKind::Memory, true, 0),
+        (guest::GARBAGE, StrikeKind::Nonsense, true, 0),
+        (guest::AMPLIFY, StrikeKind::OverLimit, true, 0),
+        (guest::FLOOD, StrikeKind::OverLimit, false, 64),
+        (guest::NONSENSE, StrikeKind::Nonsense, false, 0),
+    ] {
+        let (count, strike) = misdeed(guest);
+        assert_eq!(
+            (strike.kind, strike.fatal, count),
+            (kind, fatal, requests),
+            "{strike}"
+        );
+    }
+}
+
+#[test]
+fn state_goes_from_one_instance_to_another() {
+    let mut numbers = Numbers::default();
+    let mut one = instance(&GOOD);
+    one.deliver(&numbers.batch(10, 1), 0, 0);
+    let state = one.checkpoint(2).unwrap();
+    let mut other = instance(&GOOD);
+    other.restore(3, 1, &state).unwrap().unwrap();
+    let delivery = other.deliver(&numbers.batch(1, 4), 0, 0);
+    let target = palisade_core::Target::Workload(palisade_core::WorkloadId(11));
+    assert_eq!(delivery.requests[0].target, target);
+    assert_eq!(delivery.requests[0].severity, palisade_core::Severity::Info);
+}
+
+/// Prints what a call costs: `cargo test --release -- --ignored --nocapture cost_of_a_call`.
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_a_call() {
+    for size in [1, 64, 256, 512, 1024] {
+        let mut instance = instance(&GOOD);
+        let records: Vec<_> = (1..=size).map(numbered).collect();
+        let rounds = 2_000_000 / (size + 100);
+        for round in 0..rounds / 10 {
+            instance.on_batch(round, &records).unwrap();
+        }
+        let begun = Instant::now();
+        for round in 0..rounds {
+            instance.on_batch(round, &records).unwrap();
+        }
+        let ns = begun.elapsed().as_nanos() as f64 / rounds as f64;
+        eprintln!(
+            "{size:5} records: {ns:9.0} ns a call, {:7.2} ns a record",
+            ns / size as f64
+        );
+    }
+}

@@ -1,0 +1,281 @@
+//! The core thread: everything that the decision core hears and says passes here, in one order.
+//!
+//! Invariants: only this thread steps the core; an intent is appended before its effect is handed
+//! to the act thread, and is on disk before an irreversible one is; every effect that was handed over comes
+//! back as an outcome. It holds no rule of its own: what to grant is the core's.
+
+use super::Shared;
+use crate::audit::{Entry, Identity, PolicyChange};
+use crate::policy::PolicyEvent;
+use palisade_core::{
+    ActOutcome, Core, Decision, Effect, Grant, Input, PolicyOutput, PolicyRef, Reason, Request, Target,
+    Verdict, WorkloadId,
+};
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::time::Duration;
+
+/// Longest sleep of the core thread, so that the audit log's health is looked at.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How long a stop waits for the leases to be undone. The keeper takes over after that.
+const STOP_PATIENCE_NS: u64 = 5_000_000_000;
+
+/// What the core thread can be told.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// A policy did something.
+    Policy(PolicyEvent),
+    /// An effect was carried out.
+    Outcome(Box<Effect>, ActOutcome),
+    /// Records were lost before they reached a policy.
+    Lost { workload: u64, count: u64, source: &'static str },
+    /// The operator turned the kill switch.
+    Disarm(bool, SyncSender<String>),
+    /// The operator releases leases.
+    Release(Option<palisade_core::LeaseId>, SyncSender<String>),
+    /// Somebody wants to know.
+    Status(SyncSender<serde_json::Value>),
+    /// The agent is to end.
+    Stop(String),
+}
+
+/// The core thread's state.
+pub(super) struct Judge {
+    core: Core,
+    shared: Shared,
+    grants: BTreeMap<String, Grant>,
+    running: BTreeMap<String, PolicyRef>,
+    act: Sender<Effect>,
+    recordable: bool,
+    decisions: u64,
+}
+
+impl Judge {
+    pub(super) fn new(core: Core, shared: Shared, grants: BTreeMap<String, Grant>, act: Sender<Effect>) -> Self {
+        Self { core, shared, grants, running: BTreeMap::new(), act, recordable: true, decisions: 0 }
+    }
+
+    /// Runs until it is told to stop and the leases are undone, or patience ends.
+    pub(super) fn run(mut self, orphans: Vec<palisade_core::Lease>, messages: &Receiver<Message>) {
+        for lease in orphans {
+            self.step(Input::Orphan(lease));
+        }
+        let mut stopping: Option<u64> = None;
+        loop {
+            let now = crate::act::now_ns();
+            if stopping.is_some_and(|until| now >= until || self.core.leases().next().is_none()) {
+                return;
+            }
+            let next = self.core.next_deadline().map_or(LONGEST_WAIT, |at| Duration::from_nanos(at.saturating_sub(now)));
+            let wait = if stopping.is_some() { Duration::from_millis(5) } else { next.min(LONGEST_WAIT) };
+            match messages.recv_timeout(wait) {
+                Ok(Message::Stop(why)) => {
+                    self.shared.audit.append(Entry::Note { text: format!("stopping: {why}; undoing every lease") });
+                    stopping = Some(crate::act::now_ns().saturating_add(STOP_PATIENCE_NS));
+                    self.step(Input::Release(None));
+                }
+                Ok(message) => self.hear(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let healthy = self.shared.audit.healthy();
+            if healthy != self.recordable {
+                self.recordable = healthy;
+                self.step(Input::Recordable(healthy));
+            }
+            if self.core.next_deadline().is_some_and(|at| at <= crate::act::now_ns()) {
+                self.step(Input::Tick);
+            }
+        }
+    }
+
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Policy(event) => self.policy(event),
+            Message::Outcome(effect, outcome) => {
+                if let Some(id) = effect_id(&effect) {
+                    if let Some(entry) = Entry::after(&effect, outcome.clone()) {
+                        self.shared.audit.append(entry);
+                    }
+                    self.step(Input::Outcome { effect: id, outcome });
+                }
+            }
+            Message::Lost { workload, count, source } => {
+                let workload = (workload != 0).then_some(WorkloadId(workload));
+                self.shared.audit.append(Entry::Loss { source: source.to_owned(), count, policy: None, workload });
+                self.step(Input::Lost { workload, count });
+            }
+            Message::Disarm(on, reply) => {
+                let text = if on { "disarmed by the operator: every lease is undone, nothing is acted on" } else { "armed by the operator" };
+                self.shared.audit.append(Entry::Note { text: text.to_owned() });
+                self.step(Input::Disarm(on));
+                let _ = reply.try_send(text.to_owned());
+            }
+            Message::Release(lease, reply) => {
+                let held = self.core.leases().filter(|held| lease.is_none_or(|id| id == held.id)).count();
+                self.step(Input::Release(lease));
+                let _ = reply.try_send(format!("{held} lease(s) released"));
+            }
+            Message::Status(reply) => {
+                let leases: Vec<_> = self.core.leases().cloned().collect();
+                let _ = reply.try_send(serde_json::json!({
+                    "leases": leases,
+                    "core": self.core.status(),
+                    "decisions": self.decisions,
+                }));
+            }
+            Message::Stop(_) => {}
+        }
+    }
+
+    fn policy(&mut self, event: PolicyEvent) {
+        match event {
+            PolicyEvent::Output { policy, batch, requests, .. } => {
+                let requests = requests
+                    .into_iter()
+                    .map(|request: Request| {
+                        let facts = self.shared.tables.facts(&request.target, &self.shared.scope);
+                        (request, facts)
+                    })
+                    .collect();
+                self.step(Input::Requests(PolicyOutput { policy, batch, requests }));
+            }
+            PolicyEvent::Loaded { policy, previous, state, after_batch } => {
+                let what = if previous.is_some() { PolicyChange::Reloaded } else { PolicyChange::Loaded };
+                let detail = format!("state {state:?}, after batch {after_batch}").to_lowercase();
+                self.changed(what, policy.clone(), detail);
+                self.running.insert(policy.name.clone(), policy);
+                self.policies();
+            }
+            PolicyEvent::RolledBack { policy, failed, reason, from_seq, to_seq } => {
+                let missed = to_seq.saturating_sub(from_seq).saturating_add(u64::from(to_seq >= from_seq));
+                let detail = format!("generation {} crashed in its probation: {reason}; {missed} batch(es) not seen", failed.generation);
+                self.changed(PolicyChange::RolledBack, policy.clone(), detail);
+                self.running.insert(policy.name.clone(), policy);
+                self.policies();
+            }
+            PolicyEvent::Rejected { name, error } => {
+                tracing::error!(policy = %name, "policy refused, the old one goes on: {error}");
+                let policy = PolicyRef { name, version: String::new(), sha256: String::new(), generation: 0 };
+                self.changed(PolicyChange::Rejected, policy, error);
+            }
+            PolicyEvent::Unloaded { policy } => {
+                self.running.remove(&policy.name);
+                self.changed(PolicyChange::Unloaded, policy, String::new());
+                self.policies();
+            }
+            PolicyEvent::Strike { policy, kind, detail, batch } => {
+                self.changed(PolicyChange::Strike, policy, format!("{kind}: {detail} (batch {batch})"));
+            }
+            PolicyEvent::Restarted { policy, state, from_seq, to_seq } => {
+                let detail = format!("state {state:?}; its state does not know of batches {from_seq} to {to_seq}").to_lowercase();
+                self.changed(PolicyChange::Restarted, policy, detail);
+            }
+            PolicyEvent::Ejected { policy, reason, batch } => {
+                tracing::error!(policy = %policy.name, "policy ejected: {reason}; fix its file, or run: palisade policy reload {}", policy.name);
+                self.running.remove(&policy.name);
+                self.changed(PolicyChange::Ejected, policy, format!("{reason} (batch {batch})"));
+                self.policies();
+            }
+            PolicyEvent::Log { policy, level, message, suppressed } => {
+                tracing::info!(policy = %policy.name, ?level, suppressed, "{message}");
+            }
+            PolicyEvent::Lost { policy, records, batch } => {
+                tracing::warn!(policy = %policy.name, records, batch, "policy queue full: records lost");
+                self.shared.audit.append(Entry::Loss {
+                    source: "policy-queue".to_owned(),
+                    count: records,
+                    policy: Some(policy.name),
+                    workload: None,
+                });
+                self.step(Input::Lost { workload: None, count: records });
+            }
+        }
+    }
+
+    fn changed(&self, what: PolicyChange, policy: PolicyRef, detail: String) {
+        self.shared.audit.append(Entry::Policy { what, policy, detail });
+    }
+
+    /// Tells the core who runs, and the sensors what is subscribed to.
+    fn policies(&mut self) {
+        let policies = self
+            .running
+            .values()
+            .filter_map(|policy| Some((policy.clone(), self.grants.get(&policy.name)?.clone())))
+            .collect();
+        self.step(Input::Policies(policies));
+        self.shared.subscribe();
+    }
+
+    fn step(&mut self, input: Input) {
+        for effect in self.core.step(crate::act::now_ns(), input) {
+            self.carry_out(effect);
+        }
+    }
+
+    /// Records the intent, then hands the effect over.
+    fn carry_out(&mut self, effect: Effect) {
+        if let Effect::Record { decision } = effect {
+            self.decisions += 1;
+            tell(&decision);
+            let who = self.identity(&decision.request.target);
+            self.shared.audit.append(Entry::Decision { decision, who });
+            return;
+        }
+        let irreversible = matches!(&effect, Effect::Act { action, .. } if action.irreversible());
+        if let Some(entry) = Entry::before(&effect) {
+            if irreversible {
+                if let Err(error) = self.shared.audit.append_durable(entry) {
+                    let outcome = ActOutcome::Failed { error: format!("not done, because its intent could not be recorded: {error}") };
+                    self.hear(Message::Outcome(Box::new(effect), outcome));
+                    return;
+                }
+            } else {
+                self.shared.audit.append(entry);
+            }
+        }
+        if self.act.send(effect).is_err() {
+            tracing::error!("the act thread has ended; the keeper undoes what is in force");
+        }
+    }
+
+    fn identity(&self, target: &Target) -> Identity {
+        let process = match target {
+            Target::Process(process) => self.shared.tables.process(*process),
+            Target::Workload(_) => None,
+        };
+        let workload = match target {
+            Target::Workload(workload) => Some(*workload),
+            Target::Process(_) => process.as_ref().map(|info| info.workload),
+        };
+        let workload = workload.and_then(|workload| self.shared.tables.workload(workload));
+        Identity {
+            exe: process.as_ref().map(|info| info.exe.clone()).filter(|exe| !exe.is_empty()),
+            comm: process.map(|info| info.comm),
+            cgroup: workload.as_ref().map(|info| info.cgroup.clone()),
+            container: workload.and_then(|info| info.container),
+        }
+    }
+}
+
+/// One log line for a decision that people should see as it happens.
+fn tell(decision: &Decision) {
+    let Decision { policy, request, verdict, .. } = decision;
+    let (name, reason, action) = (&policy.name, &request.reason, request.action);
+    match verdict {
+        Verdict::Granted { .. } => tracing::warn!(policy = %name, %action, "granted: {reason}"),
+        Verdict::Observed => tracing::info!(policy = %name, %action, "observed, not done: {reason}"),
+        Verdict::Refused { reason: Reason::Cooldown { .. } } | Verdict::Renewed { .. } => {
+            tracing::debug!(policy = %name, %action, "{verdict:?}");
+        }
+        Verdict::Refused { reason: gate } => tracing::info!(policy = %name, %action, ?gate, "refused: {reason}"),
+    }
+}
+
+fn effect_id(effect: &Effect) -> Option<palisade_core::EffectId> {
+    match effect {
+        Effect::Act { id, .. } | Effect::Alert { id, .. } | Effect::Undo { id, .. } => Some(*id),
+        Effect::Record { .. } | Effect::Renew { .. } => None,
+    }
+}

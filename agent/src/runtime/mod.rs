@@ -1,0 +1,239 @@
+//! The only place that starts threads: it joins the rooms, and takes them apart in order.
+//!
+//! Order of the start: lock, keeper (a process, before any thread), audit log, journal and its orphans, executor,
+//! core thread, policies, sensors, control socket. The stop is the reverse, except that sensors end first:
+//! nothing new is judged while leases are undone. A failure on the way undoes what was begun.
+
+mod act_thread;
+mod answer;
+mod judge;
+mod lookup;
+pub mod options;
+mod sink;
+
+use crate::act::{self, Executor, ExecutorOptions, Journal, Keeper};
+use crate::audit::{self, Audit, Entry};
+use crate::cli::exit::{self, coded};
+use crate::config::Config;
+use crate::control;
+use crate::identity::{self, ScopeRoots, Tables, layout::Layout};
+use crate::policy::{Engine, EngineOptions, Events};
+use crate::sensors::{InFlightView, SensorHandle, Sensors};
+use anyhow::{Context, Result};
+use judge::{Judge, Message};
+use palisade_core::Core;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread::JoinHandle;
+
+
+/// What `palisade run` adds to the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Keep the run's batches in this file.
+    pub record: Option<PathBuf>,
+}
+
+/// What the threads share. The late parts are set once, when they exist.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) audit: Audit,
+    pub(crate) tables: Tables,
+    pub(crate) scope: ScopeRoots,
+    pub(crate) protected: Arc<OnceLock<Vec<String>>>,
+    pub(crate) engine: Arc<OnceLock<Engine>>,
+    pub(crate) sensors: Arc<OnceLock<SensorHandle>>,
+    in_flight: Arc<OnceLock<InFlightView>>,
+}
+
+impl Shared {
+    /// Tells the sensors what the running policies subscribe to.
+    fn subscribe(&self) {
+        if let (Some(engine), Some(sensors)) = (self.engine.get(), self.sensors.get()) {
+            sensors.set_kinds(engine.subscriptions());
+        }
+    }
+}
+
+/// Guards this host until SIGTERM or SIGINT.
+pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
+    let object = crate::ebpf_object::embedded().ok_or_else(|| {
+        coded(exit::NO_OBJECT, "this binary was built without its eBPF programs: build it with ./x build")
+    })?;
+    let layout = Layout::detect().map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
+    let _lock = control::lock(&config.paths.run_dir).map_err(|error| coded(exit::AGENT, error))?;
+    let leases_dir = config.paths.leases_dir();
+    let (journal, recovered) = Journal::open(&leases_dir)?;
+    // A process of its own, started while this one still has a single thread.
+    let keeper = Keeper::spawn(&journal).context("cannot start the keeper")?;
+    let (audit, _) = audit::open(&config.paths.audit_dir(), audit::Options::default())?;
+    tell_of_the_past(&audit, &leases_dir, &recovered);
+
+    let tables = Tables::new(
+        layout.clone(),
+        identity::Limits { processes: config.limits.processes as usize, ..identity::Limits::default() },
+    );
+    let shared = Shared {
+        audit: audit.clone(),
+        tables,
+        scope: config.watch.scope.clone(),
+        engine: Arc::default(),
+        sensors: Arc::default(),
+        in_flight: Arc::default(),
+        protected: Arc::default(),
+    };
+    let protect = options::protect_list(config).map_err(|error| coded(exit::CONFIG, error))?;
+    let _ = shared.protected.set(options::protected(config));
+    let (messages, inbox) = mpsc::channel();
+    let (effects, act_inbox) = mpsc::channel();
+    let executor = Executor::new(layout.clone(), journal, executor_options(config, &shared));
+    let act = {
+        let messages = messages.clone();
+        named("act", move || act_thread::run(executor, keeper, &act_inbox, &messages))?
+    };
+    let grants = config.policies.iter().map(|policy| (policy.name.clone(), policy.grant.clone())).collect();
+    let judge = Judge::new(Core::new(config.core.clone(), protect, act::now_ns()), shared.clone(), grants, effects);
+    let core = {
+        let orphans = recovered.orphans.into_iter().rev().map(|entry| entry.lease).collect();
+        named("core", move || judge.run(orphans, &inbox))?
+    };
+
+    let result = guard(config, options, object, &layout, &shared, &messages);
+    let why = match &result {
+        Ok(why) => why.clone(),
+        Err(error) => format!("fault: {error:#}"),
+    };
+    let _ = messages.send(Message::Stop(why.clone()));
+    let _ = core.join();
+    // The core thread held the only sender of effects: the act thread ends with its queue.
+    let _ = act.join();
+    audit.append(Entry::Stop { why });
+    if let Err(error) = audit.close() {
+        tracing::error!("the audit log could not be closed: {error}");
+    }
+    result.map(|_| exit::OK)
+}
+
+/// Policies, sensors and the control socket, from their start to their end. Returns why it ended.
+fn guard(
+    config: &Config,
+    options: &RunOptions,
+    object: &[u8],
+    layout: &Layout,
+    shared: &Shared,
+    messages: &mpsc::Sender<Message>,
+) -> Result<String> {
+    let lookup = Arc::new(lookup::TableLookup(shared.tables.clone()));
+    let events = messages.clone();
+    let engine = Engine::new(EngineOptions::default(), lookup, Events::new(move |event| {
+        let _ = events.send(Message::Policy(event));
+    }))
+    .context("cannot start the policy host")?;
+    let engine = Stopping(engine);
+    let mut loaded = Vec::new();
+    for policy in &config.policies {
+        let loading = engine.0.load(options::policy_source(policy));
+        loaded.push(loading.map_err(|error| coded(exit::POLICY, format!("policy '{}': {error}", policy.name)))?);
+    }
+    engine.0.watch_files().context("cannot watch the policy files")?;
+    let publisher = engine.0.publisher();
+
+    let sensor_options = options::sensor_options(config, layout, engine.0.subscriptions()).map_err(|error| coded(exit::CONFIG, error))?;
+    let sensors = Sensors::load(object, sensor_options).map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
+    let handle = sensors.handle();
+    let _ = shared.in_flight.set(sensors.in_flight());
+    let _ = shared.sensors.set(handle.clone());
+    let _ = shared.engine.set(engine.0.clone());
+    let report = sensors.report();
+    for missing in report.missing() {
+        tracing::warn!("a subscribed signal is not to be had here: {missing:?}");
+    }
+    shared.tables.seed_from_proc().context("cannot read /proc")?;
+    shared.audit.append(Entry::Start {
+        agent: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: kernel_release(),
+        config_sha256: config.digest.clone(),
+        policies: loaded,
+        sensors: serde_json::to_value(&report)?,
+        protected: shared.protected.get().cloned().unwrap_or_default(),
+    });
+    let recorder = options.record.as_deref().map(|path| sink::Recorder::create(path, config)).transpose()?;
+    let mut sink = sink::AgentSink::new(publisher, shared.tables.clone(), messages.clone(), recorder);
+    let ended = Arc::new(tokio::sync::Notify::new());
+    let thread = named("sensors", {
+        let ended = Arc::clone(&ended);
+        move || {
+            if let Err(error) = sensors.run(&mut sink) {
+                tracing::error!("the sensors stopped: {error}");
+                ended.notify_one();
+            }
+            sink.finish();
+        }
+    })?;
+    tracing::info!(policies = config.policies.len(), "guarding; to look: palisade status; to stop: SIGTERM");
+    let served = answer::serve(config, shared, messages, &ended);
+    handle.stop();
+    let _ = thread.join();
+    served
+}
+
+/// Ends the policies' threads whatever happens.
+struct Stopping(Engine);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.shutdown();
+    }
+}
+
+fn executor_options(config: &Config, shared: &Shared) -> ExecutorOptions {
+    let in_flight = Arc::clone(&shared.in_flight);
+    ExecutorOptions {
+        in_driver_call: Box::new(move |workload| in_flight.get().is_some_and(|view: &InFlightView| view.in_call(workload))),
+        driver_call_wait: config.driver_call_wait,
+        alerts: act::AlertOptions {
+            webhook: config.alerts.webhook.clone(),
+            file: config.alerts.file.clone(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        },
+        ..ExecutorOptions::default()
+    }
+}
+
+/// What earlier runs left in the journal and what the keeper did since goes into the audit log.
+fn tell_of_the_past(audit: &Audit, leases_dir: &Path, recovered: &act::journal::Recovered) {
+    if recovered.damaged > 0 || recovered.torn {
+        let text = format!("the lease journal had {} damaged line(s), torn tail: {}", recovered.damaged, recovered.torn);
+        tracing::warn!("{text}");
+        audit.append(Entry::Note { text });
+    }
+    match act::keeper::read_log(leases_dir) {
+        Ok(notes) => {
+            for note in notes {
+                let text = format!(
+                    "keeper ({}): lease {} on {}: {} after {} µs",
+                    note.why,
+                    note.lease.id.0,
+                    note.lease.cgroup,
+                    serde_json::to_string(&note.outcome).unwrap_or_default(),
+                    note.after_us
+                );
+                tracing::warn!("{text}");
+                audit.append(Entry::Note { text });
+            }
+            if let Err(error) = act::keeper::clear_log(leases_dir) {
+                tracing::warn!("the keeper's log could not be cleared: {error}");
+            }
+        }
+        Err(error) => tracing::warn!("the keeper's log could not be read: {error}"),
+    }
+}
+
+fn named(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).with_context(|| format!("cannot start the thread '{name}'"))
+}
+
+/// Release of the running kernel, as `uname -r` prints it.
+pub fn kernel_release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}

@@ -1,0 +1,115 @@
+//! From the operator's configuration to each room's own options.
+
+use crate::config::{Config, PolicyConfig};
+use crate::identity::{ScopeRoots, layout::{Flavour, Layout}};
+use crate::policy::{Limits, PolicySource};
+use crate::sensors::{Scope, SensorOptions, WatchedDevice};
+use palisade_abi::ANY_MINOR;
+use palisade_core::{ProtectError, ProtectList};
+
+/// What may never be acted on: the built-in list, the agent and its ancestors, and the operator's.
+pub fn protect_list(config: &Config) -> Result<ProtectList, ProtectError> {
+    let exe = std::env::current_exe().ok();
+    let mut list = ProtectList::new(&ancestors(std::process::id()), exe.as_deref().and_then(|exe| exe.to_str()));
+    for exe in &config.protect.exe {
+        list.add_exe(exe)?;
+    }
+    for unit in &config.protect.unit {
+        list.add_unit(unit)?;
+    }
+    for cgroup in &config.protect.cgroup {
+        list.add_cgroup(cgroup)?;
+    }
+    Ok(list)
+}
+
+/// The operator's part of it, one rule a line, for the audit log.
+pub fn protected(config: &Config) -> Vec<String> {
+    let rules = |kind: &'static str, names: &[String]| names.iter().map(move |name| format!("{kind} {name}")).collect::<Vec<_>>();
+    let protect = &config.protect;
+    [
+        vec!["built-in: PID 1, kernel threads, the agent and its ancestors, sshd, container runtimes, kubelet, GPU daemons, systemd".to_owned()],
+        rules("exe", &protect.exe),
+        rules("unit", &protect.unit),
+        rules("cgroup", &protect.cgroup),
+    ]
+    .concat()
+}
+
+/// A process and its parents, up to PID 1.
+fn ancestors(pid: u32) -> Vec<u32> {
+    let parent = |pid: u32| -> Option<u32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold anything; the fields after it do not.
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let mut chain = vec![pid];
+    let mut at = pid;
+    while let Some(next) = parent(at).filter(|next| *next != 0 && !chain.contains(next)) {
+        chain.push(next);
+        at = next;
+    }
+    chain
+}
+
+/// What the policy host needs to load a policy.
+pub fn policy_source(policy: &PolicyConfig) -> PolicySource {
+    let limits = &policy.limits;
+    PolicySource {
+        name: policy.name.clone(),
+        path: policy.path.clone(),
+        settings: policy.settings.clone(),
+        max_power: policy.grant.max_power,
+        limits: Limits {
+            memory_bytes: usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX),
+            call_deadline: limits.deadline,
+            queue_batches: limits.queue_batches as usize,
+            strikes: limits.strikes as usize,
+            strike_window: limits.probation,
+            probation: limits.probation,
+            ..Limits::default()
+        },
+    }
+}
+
+/// What the sensors need. Fails if a watched cgroup went away since the configuration was read.
+pub fn sensor_options(config: &Config, layout: &Layout, kinds: u64) -> std::io::Result<SensorOptions> {
+    let scope = match &config.watch.scope {
+        ScopeRoots::All => Scope::All,
+        ScopeRoots::Below(roots) => Scope::Cgroups(roots.iter().map(|root| layout.workload_id(root)).collect::<Result<_, _>>()?),
+    };
+    let devices = config
+        .devices
+        .iter()
+        .enumerate()
+        .flat_map(|(class, device)| {
+            device.keys.iter().map(move |key| WatchedDevice {
+                class: class as u32,
+                major: key.major,
+                minor: (key.minor != ANY_MINOR).then_some(key.minor),
+                slow: device.slow,
+            })
+        })
+        .collect();
+    Ok(SensorOptions {
+        scope,
+        devices,
+        kinds,
+        window: config.watch.window,
+        ring_bytes: config.limits.ring_buffer_bytes,
+        max_processes: config.limits.processes,
+        model_suffixes: config.watch.model_suffixes.clone(),
+        model_min_bytes: config.watch.model_min_bytes,
+        cgroup_v2: layout.flavour == Flavour::V2,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_chain_of_ancestors_begins_here_and_ends_at_init() {
+        let chain = super::ancestors(std::process::id());
+        assert_eq!(chain[0], std::process::id());
+        assert_eq!(chain.last(), Some(&1));
+    }
+}

@@ -1,0 +1,354 @@
+//! Attaching and detaching: tries a hook's rungs from the best to the last and keeps a report.
+//!
+//! Invariants:
+//! - A hook is attached while, and only while, a wanted kind needs it.
+//! - Why a rung failed is never dropped: it is in the report, with the verifier's last lines.
+
+use super::{
+    SensorError,
+    hooks::{HOOKS, Hook, Rung},
+    offsets::{Group, Missing},
+    tracefs::{self, TracefsError},
+};
+use aya::{
+    Btf, Ebpf,
+    programs::{
+        BtfTracePoint, ProgramError, RawTracePoint, TracePoint, raw_trace_point::RawTracePointLinkId,
+        tp_btf::BtfTracePointLinkId, trace_point::TracePointLinkId,
+    },
+};
+use serde::Serialize;
+use std::{fs, io, os::fd::AsFd, os::fd::AsRawFd};
+
+/// Lines of the verifier's log that are worth showing.
+const VERIFIER_LINES: usize = 12;
+
+/// What is attached, and why something is not.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct AttachReport {
+    /// Bits of the kinds that were asked for.
+    pub kinds: u64,
+    /// Every hook, wanted or not.
+    pub hooks: Vec<HookReport>,
+}
+
+/// One hook.
+#[derive(Clone, Debug, Serialize)]
+pub struct HookReport {
+    /// Name for people.
+    pub name: String,
+    /// Bits of the kinds that need it.
+    pub kinds: u64,
+    /// A wanted kind needs it.
+    pub wanted: bool,
+    /// Where it is attached (`tp_btf:sched_switch`).
+    pub attached: Option<String>,
+    /// The kernel may lack it without harm.
+    pub optional: bool,
+    /// Rungs that were tried and failed: place and reason.
+    pub failed: Vec<(String, String)>,
+}
+
+impl AttachReport {
+    /// Hooks that are wanted, necessary and not attached.
+    pub fn missing(&self) -> impl Iterator<Item = &HookReport> {
+        self.hooks
+            .iter()
+            .filter(|hook| hook.wanted && !hook.optional && hook.attached.is_none())
+    }
+}
+
+/// What the kernel counts about one attached program.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ProgramRuns {
+    /// Hook.
+    pub hook: String,
+    /// Runs; only counted while `kernel.bpf_stats_enabled` is 1.
+    pub runs: u64,
+    /// Time of all runs, nanoseconds; as above.
+    pub run_ns: u64,
+    /// Events for which it was not run because another program was under way on that CPU.
+    pub skipped: u64,
+}
+
+enum Link {
+    Btf(BtfTracePointLinkId),
+    Raw(RawTracePointLinkId),
+    Point(TracePointLinkId),
+}
+
+struct Slot {
+    hook: &'static Hook,
+    attached: Option<(Rung, Link)>,
+    failed: Vec<(Rung, SensorError)>,
+    /// The rung that worked once is tried first, and its program is loaded already.
+    loaded: Vec<&'static str>,
+}
+
+/// The hooks and their state.
+pub(super) struct Hooks {
+    slots: Vec<Slot>,
+    missing: Vec<Missing>,
+    btf: Btf,
+    kinds: u64,
+}
+
+impl std::fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hooks").field("report", &self.report()).finish_non_exhaustive()
+    }
+}
+
+impl Hooks {
+    /// Nothing is attached yet. `missing` are the members that the kernel's BTF lacks.
+    pub(super) fn new(btf: Btf, missing: Vec<Missing>) -> Self {
+        let slots = HOOKS
+            .iter()
+            .map(|hook| Slot {
+                hook,
+                attached: None,
+                failed: Vec::new(),
+                loaded: Vec::new(),
+            })
+            .collect();
+        Self {
+            slots,
+            missing,
+            btf,
+            kinds: 0,
+        }
+    }
+
+    /// Detaches what `kinds` does not need, last hook first.
+    pub(super) fn detach(&mut self, ebpf: &mut Ebpf, kinds: u64) {
+        self.kinds = kinds;
+        for slot in self.slots.iter_mut().rev() {
+            if slot.hook.kinds & kinds == 0
+                && let Some((rung, link)) = slot.attached.take()
+            {
+                detach(ebpf, rung, link);
+            }
+        }
+    }
+
+    /// Attaches what `kinds` needs. Failures are kept for the report.
+    pub(super) fn attach(&mut self, ebpf: &mut Ebpf, kinds: u64) {
+        self.kinds = kinds;
+        for slot in &mut self.slots {
+            if slot.hook.kinds & kinds == 0 || slot.attached.is_some() {
+                continue;
+            }
+            slot.failed.clear();
+            for rung in slot.hook.rungs {
+                let lacking = self.missing.iter().find(|missing| {
+                    missing.group == Group::Identity || slot.hook.groups.contains(&missing.group)
+                });
+                let result = match lacking {
+                    Some(missing) => Err(SensorError::OffsetMissing {
+                        member: missing.member.clone(),
+                    }),
+                    None => attach(ebpf, &self.btf, *rung, &mut slot.loaded),
+                };
+                match result {
+                    Ok(link) => {
+                        slot.attached = Some((*rung, link));
+                        break;
+                    }
+                    Err(error) => slot.failed.push((*rung, error)),
+                }
+            }
+        }
+    }
+
+    /// The state of every hook.
+    pub(super) fn report(&self) -> AttachReport {
+        let hooks = self.slots.iter().map(|slot| HookReport {
+            name: slot.hook.name.into(),
+            kinds: slot.hook.kinds,
+            wanted: slot.hook.kinds & self.kinds != 0,
+            attached: slot.attached.as_ref().map(|(rung, _)| rung.place()),
+            optional: slot.hook.optional,
+            failed: slot
+                .failed
+                .iter()
+                .map(|(rung, error)| (rung.place(), error.to_string()))
+                .collect(),
+        });
+        AttachReport {
+            kinds: self.kinds,
+            hooks: hooks.collect(),
+        }
+    }
+
+    /// The first failure of a wanted, necessary hook that is attached nowhere; hands it over.
+    pub(super) fn take_failure(&mut self) -> Option<SensorError> {
+        let kinds = self.kinds;
+        self.slots
+            .iter_mut()
+            .find(|slot| {
+                let wanted = slot.hook.kinds & kinds != 0 && !slot.hook.optional;
+                wanted && slot.attached.is_none() && !slot.failed.is_empty()
+            })
+            .map(|slot| slot.failed.swap_remove(0).1)
+    }
+
+    /// What the kernel counts about the attached programs.
+    pub(super) fn runs(&self, ebpf: &Ebpf) -> Vec<ProgramRuns> {
+        let attached = self.slots.iter().filter_map(|slot| {
+            let (rung, _) = slot.attached.as_ref()?;
+            Some((slot.hook.name, rung.program()))
+        });
+        attached
+            .filter_map(|(hook, program)| {
+                let fd = ebpf.program(program)?.fd().ok()?.as_fd().as_raw_fd();
+                let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+                Some(ProgramRuns {
+                    hook: hook.into(),
+                    ..parse_runs(&text)
+                })
+            })
+            .collect()
+    }
+}
+
+/// Reads the numbers of a program's `fdinfo`; what an older kernel does not tell is 0.
+fn parse_runs(fdinfo: &str) -> ProgramRuns {
+    let value = |name: &str| {
+        fdinfo
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    ProgramRuns {
+        hook: String::new(),
+        runs: value("run_cnt:"),
+        run_ns: value("run_time_ns:"),
+        skipped: value("recursion_misses:"),
+    }
+}
+
+fn attach(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    rung: Rung,
+    loaded: &mut Vec<&'static str>,
+) -> Result<Link, SensorError> {
+    let name = rung.program();
+    let tracefs = match rung {
+        Rung::Syscall { point, words, .. } => {
+            let tracefs = tracefs::ensure()?;
+            tracefs::check(&tracefs, "syscalls", point, words)?;
+            Some(tracefs)
+        }
+        Rung::Btf { .. } | Rung::Raw { .. } => None,
+    };
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| SensorError::Object { detail: format!("program {name} is not in it") })?;
+    let load = |result: Result<(), ProgramError>, loaded: &mut Vec<&'static str>| match result {
+        Ok(()) => {
+            loaded.push(name);
+            Ok(())
+        }
+        Err(error) => Err(explain(name, error)),
+    };
+    let is_loaded = loaded.contains(&name);
+    let link = match rung {
+        Rung::Btf { point, .. } => {
+            let program: &mut BtfTracePoint = program.try_into().map_err(|e| explain(name, e))?;
+            if !is_loaded {
+                load(program.load(point, btf), loaded)?;
+            }
+            program.attach().map(Link::Btf)
+        }
+        Rung::Raw { point, .. } => {
+            let program: &mut RawTracePoint = program.try_into().map_err(|e| explain(name, e))?;
+            if !is_loaded {
+                load(program.load(), loaded)?;
+            }
+            program.attach(point).map(Link::Raw)
+        }
+        Rung::Syscall { point, .. } => {
+            let program: &mut TracePoint = program.try_into().map_err(|e| explain(name, e))?;
+            if !is_loaded {
+                load(program.load(), loaded)?;
+            }
+            program.attach("syscalls", point).map(Link::Point)
+        }
+    };
+    drop(tracefs);
+    link.map_err(|error| explain(name, error))
+}
+
+fn detach(ebpf: &mut Ebpf, rung: Rung, link: Link) {
+    let Some(program) = ebpf.program_mut(rung.program()) else {
+        return;
+    };
+    let result = match link {
+        Link::Btf(link) => <&mut BtfTracePoint>::try_from(program).and_then(|p| p.detach(link)),
+        Link::Raw(link) => <&mut RawTracePoint>::try_from(program).and_then(|p| p.detach(link)),
+        Link::Point(link) => <&mut TracePoint>::try_from(program).and_then(|p| p.detach(link)),
+    };
+    if let Err(error) = result {
+        tracing::warn!(place = rung.place(), %error, "detaching failed");
+    }
+}
+
+/// A program's error in our terms.
+fn explain(program: &str, error: ProgramError) -> SensorError {
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            let log = verifier_log.to_string();
+            if io_error.kind() == io::ErrorKind::PermissionDenied && log.trim().is_empty() {
+                return SensorError::Refused { source: io_error };
+            }
+            let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+            let last = lines[lines.len().saturating_sub(VERIFIER_LINES)..].join("\n");
+            SensorError::Verifier {
+                program: program.into(),
+                source: io_error,
+                log: last,
+            }
+        }
+        other => SensorError::Attach {
+            program: program.into(),
+            detail: chain(&other),
+        },
+    }
+}
+
+/// An error with its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+impl From<TracefsError> for SensorError {
+    fn from(error: TracefsError) -> Self {
+        SensorError::Tracefs(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fdinfo_is_read_and_older_kernels_tell_less() {
+        let text = "pos:\t0\nprog_type:\t5\nrun_time_ns:\t900\nrun_cnt:\t3\nrecursion_misses:\t2\n";
+        let runs = parse_runs(text);
+        assert_eq!((runs.runs, runs.run_ns, runs.skipped), (3, 900, 2));
+        assert_eq!(parse_runs("prog_type:\t5\n"), ProgramRuns::default());
+    }
+}

@@ -1,0 +1,227 @@
+//! The table of hooks: which program goes where, for which kinds of record, in which order of
+//! preference. Data only.
+
+use super::offsets::Group;
+use palisade_abi::Kind;
+
+/// One way to attach a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rung {
+    /// BTF-typed tracepoint.
+    Btf {
+        /// Program in the object.
+        program: &'static str,
+        /// Tracepoint.
+        point: &'static str,
+    },
+    /// Raw tracepoint.
+    Raw {
+        /// Program in the object.
+        program: &'static str,
+        /// Tracepoint.
+        point: &'static str,
+    },
+    /// Tracepoint of a system call.
+    Syscall {
+        /// Program in the object.
+        program: &'static str,
+        /// `sys_enter_*` or `sys_exit_*`.
+        point: &'static str,
+        /// Arguments that the program reads; 1 at an exit.
+        words: usize,
+    },
+}
+
+impl Rung {
+    /// The program's name in the object.
+    pub(super) fn program(self) -> &'static str {
+        match self {
+            Rung::Btf { program, .. } | Rung::Raw { program, .. } => program,
+            Rung::Syscall { program, .. } => program,
+        }
+    }
+
+    /// For people: `tp_btf:sched_switch`.
+    pub(super) fn place(self) -> String {
+        match self {
+            Rung::Btf { point, .. } => format!("tp_btf:{point}"),
+            Rung::Raw { point, .. } => format!("raw_tp:{point}"),
+            Rung::Syscall { point, .. } => format!("tracepoint:syscalls:{point}"),
+        }
+    }
+}
+
+/// One place to watch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hook {
+    /// For people.
+    pub name: &'static str,
+    /// It is attached while any of these kinds is wanted.
+    pub kinds: u64,
+    /// Members that its programs read, besides [`Group::Identity`].
+    pub groups: &'static [Group],
+    /// Best first.
+    pub rungs: &'static [Rung],
+    /// Not every kernel has the place; its absence is no fault.
+    pub optional: bool,
+}
+
+pub(super) const GPU: u64 = Kind::GpuEnter.bit() | Kind::GpuExit.bit() | Kind::SampleGpu.bit();
+pub(super) const MAPS: u64 = Kind::Mmap.bit() | Kind::ModelMap.bit() | Kind::SampleMaps.bit();
+pub(super) const UNMAPS: u64 = Kind::Munmap.bit() | Kind::SampleMaps.bit();
+const OPENS: u64 = Kind::ModelOpen.bit() | Kind::FileName.bit();
+pub(super) const SCHED: u64 = Kind::SampleSched.bit();
+/// The kinds whose per-process state is given up at the process's end.
+pub(super) const NEED_EXIT: u64 = GPU | MAPS | UNMAPS | SCHED;
+
+macro_rules! syscall {
+    ($name:literal, $kinds:expr, $groups:expr, $program:literal, $point:literal, $words:literal) => {
+        Hook {
+            name: $name,
+            kinds: $kinds,
+            groups: $groups,
+            rungs: &[Rung::Syscall {
+                program: $program,
+                point: $point,
+                words: $words,
+            }],
+            optional: false,
+        }
+    };
+}
+
+macro_rules! sched {
+    ($name:literal, $kinds:expr, $groups:expr, $program:literal, $raw:literal, $point:literal) => {
+        Hook {
+            name: $name,
+            kinds: $kinds,
+            groups: $groups,
+            rungs: &[
+                Rung::Btf {
+                    program: $program,
+                    point: $point,
+                },
+                Rung::Raw {
+                    program: $raw,
+                    point: $point,
+                },
+            ],
+            optional: false,
+        }
+    };
+}
+
+/// All hooks, in the order of attaching; detaching goes backwards. The return of a call comes
+/// before its entry: whoever is seen to enter is also seen to return.
+pub(super) const HOOKS: &[Hook] = &[
+    sched!(
+        "process exit",
+        Kind::Exit.bit() | NEED_EXIT,
+        &[Group::Exit],
+        "process_exit",
+        "process_exit_raw",
+        "sched_process_exit"
+    ),
+    sched!(
+        "process exec",
+        Kind::Exec.bit(),
+        &[],
+        "process_exec",
+        "process_exec_raw",
+        "sched_process_exec"
+    ),
+    sched!(
+        "process fork",
+        Kind::Fork.bit(),
+        &[],
+        "process_fork",
+        "process_fork_raw",
+        "sched_process_fork"
+    ),
+    syscall!("driver call return", GPU, &[Group::Files], "gpu_exit", "sys_exit_ioctl", 1),
+    syscall!("driver call entry", GPU, &[Group::Files], "gpu_enter", "sys_enter_ioctl", 2),
+    syscall!("map return", MAPS, &[Group::Files], "map_exit", "sys_exit_mmap", 1),
+    syscall!("map entry", MAPS, &[Group::Files], "map_enter", "sys_enter_mmap", 5),
+    syscall!("unmap return", UNMAPS, &[], "unmap_exit", "sys_exit_munmap", 1),
+    syscall!("unmap entry", UNMAPS, &[], "unmap_enter", "sys_enter_munmap", 2),
+    Hook {
+        optional: true,
+        ..syscall!("model open (open)", OPENS, &[Group::Files], "model_open", "sys_exit_open", 1)
+    },
+    syscall!("model open (openat)", OPENS, &[Group::Files], "model_openat", "sys_exit_openat", 1),
+    Hook {
+        optional: true,
+        ..syscall!(
+            "model open (openat2)",
+            OPENS,
+            &[Group::Files],
+            "model_openat2",
+            "sys_exit_openat2",
+            1
+        )
+    },
+    sched!(
+        "switch",
+        SCHED,
+        &[Group::Sched],
+        "sched_switch",
+        "sched_switch_raw",
+        "sched_switch"
+    ),
+    sched!("wake-up", SCHED, &[], "sched_wakeup", "sched_wakeup_raw", "sched_wakeup"),
+    sched!(
+        "first wake-up",
+        SCHED,
+        &[],
+        "sched_wakeup_new",
+        "sched_wakeup_new_raw",
+        "sched_wakeup_new"
+    ),
+    sched!(
+        "migration",
+        SCHED,
+        &[],
+        "sched_migrate",
+        "sched_migrate_raw",
+        "sched_migrate_task"
+    ),
+];
+
+/// What the kernel programs must record so that `wanted` can be delivered.
+pub(super) fn needed(wanted: u64) -> u64 {
+    if wanted & NEED_EXIT == 0 {
+        wanted
+    } else {
+        wanted | Kind::Exit.bit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_that_the_kernel_makes_has_a_hook() {
+        for kind in Kind::ALL {
+            let hooked = HOOKS.iter().any(|hook| hook.kinds & kind.bit() != 0);
+            assert_eq!(hooked, *kind != Kind::Lost, "{}", kind.name());
+        }
+    }
+
+    #[test]
+    fn a_call_s_return_is_attached_before_its_entry() {
+        let position = |program: &str| {
+            HOOKS.iter().position(|hook| hook.rungs.iter().any(|rung| rung.program() == program))
+        };
+        assert!(position("gpu_exit") < position("gpu_enter"));
+        assert!(position("map_exit") < position("map_enter"));
+        assert!(position("unmap_exit") < position("unmap_enter"));
+    }
+
+    #[test]
+    fn samples_bring_the_exit_hook_along() {
+        let exit = Kind::Exit.bit();
+        assert_eq!(needed(Kind::SampleGpu.bit()) & exit, exit);
+        assert_eq!(needed(Kind::Exec.bit()) & exit, 0);
+    }
+}

@@ -1,0 +1,401 @@
+//! Loading the object: offsets, map sizes, what the maps hold at first.
+
+use super::{
+    MAX_ROOTS, MAX_SUFFIX, Scope, SensorError, SensorOptions, WatchedDevice,
+    attach::{AttachReport, Hooks, chain},
+    btf,
+    capabilities::may_load,
+    hooks::needed,
+    in_flight::InFlightView,
+    offsets::{self, Group},
+    pod::Plain,
+    run::{SensorHandle, Shared},
+};
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf},
+};
+use palisade_abi::{
+    ANY_MINOR, Config, Counters, CountersKey, CpuLosses, DeviceKey, DeviceRule, GpuCounters,
+    GpuCountersKey, InFlight, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, PendingMap, Waiting,
+};
+use std::{io, sync::Arc, time::Duration};
+
+pub(super) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+const PAGE: u32 = 4096;
+/// The ring buffer at most: half of what a 32-bit size can say, as a power of two.
+const MAX_RING: u32 = 1 << 30;
+
+/// The agent's ends of the maps.
+#[allow(missing_debug_implementations)] // aya's maps have none
+pub(super) struct Maps {
+    pub config: Array<MapData, Plain<Config>>,
+    pub roots: HashMap<MapData, u64, u32>,
+    pub counters: PerCpuHashMap<MapData, Plain<CountersKey>, Plain<Counters>>,
+    pub gpu: PerCpuHashMap<MapData, Plain<GpuCountersKey>, Plain<GpuCounters>>,
+    pub losses: PerCpuHashMap<MapData, u64, Plain<CpuLosses>>,
+    pub pending: HashMap<MapData, u64, Plain<PendingMap>>,
+    pub waiting: HashMap<MapData, u32, Plain<Waiting>>,
+}
+
+type InFlightMap = HashMap<MapData, u64, Plain<InFlight>>;
+
+/// Loaded programs, some of them attached.
+pub struct Sensors {
+    pub(super) ebpf: Ebpf,
+    pub(super) hooks: Hooks,
+    pub(super) maps: Maps,
+    pub(super) ring: RingBuf<MapData>,
+    pub(super) in_flight: InFlightMap,
+    pub(super) view: InFlightView,
+    pub(super) switches: Config,
+    pub(super) wanted: u64,
+    pub(super) window: Duration,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Sensors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sensors")
+            .field("hooks", &self.hooks)
+            .field("switches", &self.switches)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sensors {
+    /// Loads the object and attaches what `options.kinds` needs. A hook that cannot be attached is
+    /// no error here: see [`Sensors::report`] and [`Sensors::require_all`].
+    pub fn load(object: &[u8], options: SensorOptions) -> Result<Sensors, SensorError> {
+        check(&options)?;
+        if !may_load() {
+            return Err(SensorError::NotRoot);
+        }
+        let data = std::fs::read(BTF_PATH).map_err(|source| SensorError::NoBtf {
+            path: BTF_PATH,
+            source,
+        })?;
+        let (offsets, missing) = offsets::resolve(&btf::Btf::parse(data)?, options.cgroup_v2);
+        if let Some(missing) = missing.iter().find(|missing| missing.group == Group::Identity) {
+            return Err(SensorError::OffsetMissing {
+                member: missing.member.clone(),
+            });
+        }
+        let btf = Btf::from_sys_fs().map_err(|error| SensorError::Object {
+            detail: chain(&error),
+        })?;
+        let offsets = Plain(offsets);
+        let ring_bytes = options.ring_bytes.clamp(PAGE, MAX_RING).next_power_of_two();
+        let classes = options.devices.len().max(1) as u32;
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&btf))
+            .override_global("OFFSETS", &offsets, true)
+            .map_max_entries("EVENTS", ring_bytes)
+            .map_max_entries("COUNTERS", options.max_processes)
+            .map_max_entries("GPU_COUNTERS", options.max_processes.saturating_mul(classes.min(4)))
+            .load(object)
+            .map_err(refused_or_broken)?;
+
+        let mut maps = Maps {
+            config: take(&mut ebpf, "CONFIG")?,
+            roots: take(&mut ebpf, "ROOTS")?,
+            counters: take(&mut ebpf, "COUNTERS")?,
+            gpu: take(&mut ebpf, "GPU_COUNTERS")?,
+            losses: take(&mut ebpf, "LOSSES")?,
+            pending: take(&mut ebpf, "PENDING_MAPS")?,
+            waiting: take(&mut ebpf, "WAITING")?,
+        };
+        fill(&mut ebpf, &mut maps, &options)?;
+        let [in_flight, seen] = take_in_flight(&mut ebpf)?;
+        let mut sensors = Sensors {
+            ring: take(&mut ebpf, "EVENTS")?,
+            hooks: Hooks::new(btf, missing),
+            ebpf,
+            maps,
+            in_flight,
+            view: InFlightView::new(seen),
+            switches: Config {
+                model_min_bytes: options.model_min_bytes,
+                own_pid: std::process::id(),
+                ..Config::default()
+            },
+            wanted: 0,
+            window: options.window,
+            shared: Arc::new(Shared::new()?),
+        };
+        sensors.apply_scope(&options.scope)?;
+        sensors.apply_kinds(options.kinds)?;
+        Ok(sensors)
+    }
+
+    /// What is attached, and why something is not.
+    pub fn report(&self) -> AttachReport {
+        self.hooks.report()
+    }
+
+    /// The first reason why a wanted kind is not, or not fully, sensed.
+    pub fn require_all(&mut self) -> Result<(), SensorError> {
+        match self.hooks.take_failure() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// A view of the driver calls under way.
+    pub fn in_flight(&self) -> InFlightView {
+        self.view.clone()
+    }
+
+    /// For changing and stopping the sensors from other threads.
+    pub fn handle(&self) -> SensorHandle {
+        SensorHandle::new(self.shared.clone())
+    }
+
+    /// Attaches and detaches so that exactly `wanted` is sensed.
+    pub(super) fn apply_kinds(&mut self, wanted: u64) -> Result<(), SensorError> {
+        let kinds = needed(wanted);
+        self.hooks.detach(&mut self.ebpf, kinds);
+        // What calls and waits under way left behind when their hooks went away must not be taken
+        // for the beginning of later ones.
+        let new = kinds & !self.switches.kinds;
+        if new != 0 {
+            clear(&mut self.in_flight, new & super::hooks::GPU);
+            clear(&mut self.maps.pending, new & (super::hooks::MAPS | super::hooks::UNMAPS));
+            clear(&mut self.maps.waiting, new & super::hooks::SCHED);
+        }
+        self.switches.kinds = kinds;
+        self.wanted = wanted;
+        self.write_config()?;
+        self.hooks.attach(&mut self.ebpf, kinds);
+        self.shared.set_report(self.hooks.report());
+        Ok(())
+    }
+
+    /// Changes whose events are recorded.
+    pub(super) fn apply_scope(&mut self, scope: &Scope) -> Result<(), SensorError> {
+        let new: Vec<u64> = match scope {
+            Scope::All => Vec::new(),
+            Scope::Cgroups(ids) => ids.iter().map(|id| id.0).collect(),
+        };
+        check_roots(new.len())?;
+        // The new generation comes last: answers found under the old one are void with it, so it
+        // does not matter which roots they were found with.
+        let old: Vec<u64> = self.maps.roots.keys().filter_map(Result::ok).collect();
+        for root in old.iter().filter(|root| !new.contains(root)) {
+            self.maps.roots.remove(root).map_err(|error| map_error("ROOTS", &error))?;
+        }
+        for root in &new {
+            self.maps.roots.insert(root, 1, 0).map_err(|error| map_error("ROOTS", &error))?;
+        }
+        self.switches.scope_all = u32::from(*scope == Scope::All);
+        self.switches.generation = self.switches.generation.wrapping_add(1);
+        self.write_config()
+    }
+
+    fn write_config(&mut self) -> Result<(), SensorError> {
+        self.maps
+            .config
+            .set(0, Plain(self.switches), 0)
+            .map_err(|error| map_error("CONFIG", &error))
+    }
+}
+
+fn check(options: &SensorOptions) -> Result<(), SensorError> {
+    if options.devices.len() > MAX_DEVICE_CLASSES as usize {
+        return Err(SensorError::Options(format!(
+            "{} devices to watch, at most {MAX_DEVICE_CLASSES} are possible",
+            options.devices.len()
+        )));
+    }
+    if options.window < Duration::from_millis(1) {
+        return Err(SensorError::Options("a window of less than 1 ms".into()));
+    }
+    if options.max_processes == 0 {
+        return Err(SensorError::Options("room for 0 processes".into()));
+    }
+    for suffix in &options.model_suffixes {
+        let length = suffix.trim_start_matches('.').len();
+        if length == 0 || length > MAX_SUFFIX {
+            return Err(SensorError::Options(format!(
+                "model suffix {suffix:?}: 1 to {MAX_SUFFIX} bytes behind the dot are possible"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_roots(count: usize) -> Result<(), SensorError> {
+    if count > MAX_ROOTS {
+        return Err(SensorError::Options(format!(
+            "{count} cgroups to watch, at most {MAX_ROOTS} are possible"
+        )));
+    }
+    Ok(())
+}
+
+/// Devices, suffixes, and the entry that takes losses without an owner.
+fn fill(ebpf: &mut Ebpf, maps: &mut Maps, options: &SensorOptions) -> Result<(), SensorError> {
+    let mut devices: HashMap<&mut MapData, Plain<DeviceKey>, Plain<DeviceRule>> =
+        borrow(ebpf, "DEVICES")?;
+    for (class, device) in options.devices.iter().enumerate() {
+        let (key, rule) = rule(class as u32, device);
+        devices
+            .insert(Plain(key), Plain(rule), 0)
+            .map_err(|error| map_error("DEVICES", &error))?;
+    }
+    let mut suffixes: HashMap<&mut MapData, [u8; MODEL_SUFFIX_BYTES], u32> =
+        borrow(ebpf, "SUFFIXES")?;
+    for suffix in &options.model_suffixes {
+        suffixes
+            .insert(suffix_key(suffix), 1, 0)
+            .map_err(|error| map_error("SUFFIXES", &error))?;
+    }
+    let cpus = aya::util::nr_cpus().map_err(|(what, source)| SensorError::Object {
+        detail: format!("number of CPUs ({what}): {source}"),
+    })?;
+    let nothing = PerCpuValues::try_from(vec![Plain(CpuLosses::default()); cpus])
+        .map_err(|error| map_error("LOSSES", &error.into()))?;
+    maps.losses.insert(0, nothing, 0).map_err(|error| map_error("LOSSES", &error))
+}
+
+fn rule(class: u32, device: &WatchedDevice) -> (DeviceKey, DeviceRule) {
+    let key = DeviceKey {
+        major: device.major,
+        minor: device.minor.unwrap_or(ANY_MINOR),
+    };
+    let rule = DeviceRule {
+        class,
+        pad: 0,
+        slow_ns: u64::try_from(device.slow.as_nanos()).unwrap_or(u64::MAX),
+    };
+    (key, rule)
+}
+
+/// A suffix as the kernel compares it: without the dot, aligned to the end, NULs in front.
+fn suffix_key(suffix: &str) -> [u8; MODEL_SUFFIX_BYTES] {
+    let mut key = [0; MODEL_SUFFIX_BYTES];
+    let bytes = suffix.trim_start_matches('.').as_bytes();
+    let bytes = &bytes[bytes.len().saturating_sub(MAX_SUFFIX)..];
+    key[MODEL_SUFFIX_BYTES - bytes.len()..].copy_from_slice(bytes);
+    key
+}
+
+/// A map that nobody needs after loading. It stays in `ebpf`: programs that are loaded later
+/// refer to it.
+fn borrow<'a, M>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<M, SensorError>
+where
+    M: TryFrom<&'a mut Map, Error = MapError>,
+{
+    let map = ebpf.map_mut(name).ok_or_else(|| SensorError::Object {
+        detail: format!("map {name} is not in it"),
+    })?;
+    M::try_from(map).map_err(|error| SensorError::Object {
+        detail: format!("map {name}: {}", chain(&error)),
+    })
+}
+
+fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, SensorError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or_else(|| SensorError::Object {
+        detail: format!("map {name} is not in it"),
+    })?;
+    M::try_from(map).map_err(|error| SensorError::Object {
+        detail: format!("map {name}: {}", chain(&error)),
+    })
+}
+
+/// Two handles on the map of calls under way: the sensor thread's, and the view's.
+fn take_in_flight(ebpf: &mut Ebpf) -> Result<[InFlightMap; 2], SensorError> {
+    const NAME: &str = "IN_FLIGHT";
+    let broken = |detail: String| SensorError::Map { map: NAME, detail };
+    let Some(Map::HashMap(data)) = ebpf.take_map(NAME) else {
+        return Err(SensorError::Object {
+            detail: format!("map {NAME} is not in it"),
+        });
+    };
+    let id = data.info().map_err(|error| broken(chain(&error)))?.id();
+    let second = MapData::from_id(id).map_err(|error| broken(chain(&error)))?;
+    let open = |data| {
+        HashMap::try_from(Map::HashMap(data)).map_err(|error| broken(chain(&error)))
+    };
+    Ok([open(data)?, open(second)?])
+}
+
+fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>, if_any: u64) {
+    if if_any == 0 {
+        return;
+    }
+    let keys: Vec<K> = map.keys().filter_map(Result::ok).collect();
+    for key in keys {
+        // Already gone is just as good.
+        let _ = map.remove(&key);
+    }
+}
+
+fn map_error(map: &'static str, error: &MapError) -> SensorError {
+    SensorError::Map {
+        map,
+        detail: chain(error),
+    }
+}
+
+fn refused_or_broken(error: EbpfError) -> SensorError {
+    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(current) = cause {
+        if let Some(io_error) = current.downcast_ref::<io::Error>()
+            && io_error.kind() == io::ErrorKind::PermissionDenied
+        {
+            let source = io::Error::from(io_error.kind());
+            return SensorError::Refused { source };
+        }
+        cause = current.source();
+    }
+    SensorError::Object {
+        detail: chain(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suffixes_are_aligned_to_the_end_and_lose_their_dot() {
+        let key = suffix_key(".gguf");
+        assert_eq!(&key[12..], b"gguf");
+        assert_eq!(&key[..12], &[0; 12]);
+        assert_eq!(suffix_key("gguf"), key);
+    }
+
+    #[test]
+    fn options_that_make_no_sense_are_named() {
+        let good = SensorOptions {
+            scope: Scope::All,
+            devices: Vec::new(),
+            kinds: 0,
+            window: Duration::from_millis(100),
+            ring_bytes: 0,
+            max_processes: 1,
+            model_suffixes: vec![".safetensors".into()],
+            model_min_bytes: 1,
+            cgroup_v2: false,
+        };
+        assert!(check(&good).is_ok());
+        let device = WatchedDevice {
+            major: 1,
+            minor: None,
+            slow: Duration::ZERO,
+        };
+        for bad in [
+            SensorOptions { window: Duration::ZERO, ..good.clone() },
+            SensorOptions { max_processes: 0, ..good.clone() },
+            SensorOptions { model_suffixes: vec![".".into()], ..good.clone() },
+            SensorOptions { model_suffixes: vec!["sixteen-bytes-or".into()], ..good.clone() },
+            SensorOptions { devices: vec![device; 65], ..good },
+        ] {
+            assert!(matches!(check(&bad), Err(SensorError::Options(_))), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Losses: differences of what the kernel counted, as `LOST` records.
+
+use super::{attach::ProgramRuns, pod::Plain};
+use aya::maps::{MapData, PerCpuHashMap};
+use palisade_abi::{CpuLosses, Header, LOSS_HOOK_SKIPPED, LOSS_SOURCES, Lost, Record};
+use std::collections::HashMap;
+
+/// What was told so far.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    told: HashMap<u64, CpuLosses>,
+    skipped: HashMap<String, u64>,
+    /// Records lost since the start, by [`LOSS_SOURCES`].
+    pub totals: [u64; LOSS_SOURCES.len()],
+}
+
+impl Losses {
+    /// `LOST` records for what was lost since the last call.
+    pub(super) fn collect(
+        &mut self,
+        map: &PerCpuHashMap<MapData, u64, Plain<CpuLosses>>,
+        runs: &[ProgramRuns],
+        now_ns: u64,
+        out: &mut Vec<Record>,
+    ) {
+        for (workload, cpus) in map.iter().filter_map(Result::ok) {
+            let mut sum = CpuLosses::default();
+            for cpu in cpus.iter() {
+                for (total, count) in sum.counts.iter_mut().zip(cpu.0.counts) {
+                    *total = total.wrapping_add(count);
+                }
+            }
+            self.workload(workload, sum, now_ns, out);
+        }
+        for run in runs {
+            let before = self.skipped.insert(run.hook.clone(), run.skipped).unwrap_or(0);
+            self.tell(0, LOSS_HOOK_SKIPPED, run.skipped.saturating_sub(before), now_ns, out);
+        }
+    }
+
+    fn workload(&mut self, workload: u64, sum: CpuLosses, now_ns: u64, out: &mut Vec<Record>) {
+        let before = self.told.insert(workload, sum).unwrap_or_default();
+        for (source, (count, before)) in sum.counts.into_iter().zip(before.counts).enumerate() {
+            self.tell(workload, source as u32, count.wrapping_sub(before), now_ns, out);
+        }
+    }
+
+    fn tell(&mut self, workload: u64, source: u32, count: u64, now_ns: u64, out: &mut Vec<Record>) {
+        if count == 0 {
+            return;
+        }
+        if let Some(total) = self.totals.get_mut(source as usize) {
+            *total += count;
+        }
+        let header = Header {
+            time_ns: now_ns,
+            workload,
+            ..Header::default()
+        };
+        let body = Lost {
+            count,
+            source,
+            pad: 0,
+            reserved: 0,
+        };
+        out.push(Record::new(header, body));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_abi::{LOSS_COUNTER_MAP, LOSS_RING_BUFFER};
+
+    #[test]
+    fn only_differences_are_told_and_by_workload_and_source() {
+        let mut losses = Losses::default();
+        let mut out = Vec::new();
+        losses.workload(7, CpuLosses { counts: [3, 1, 0, 0] }, 1, &mut out);
+        losses.workload(7, CpuLosses { counts: [5, 1, 0, 0] }, 2, &mut out);
+        losses.workload(0, CpuLosses::default(), 2, &mut out);
+        let told: Vec<_> = out
+            .iter()
+            .filter_map(|record| {
+                let lost = record.get::<Lost>()?;
+                Some((record.header.workload, lost.source, lost.count))
+            })
+            .collect();
+        assert_eq!(told, [(7, LOSS_RING_BUFFER, 3), (7, LOSS_COUNTER_MAP, 1), (7, LOSS_RING_BUFFER, 2)]);
+        assert_eq!(losses.totals, [5, 1, 0, 0, 0]);
+    }
+}

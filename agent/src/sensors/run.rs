@@ -1,0 +1,377 @@
+//! The sensor thread: waits, drains, closes windows.
+//!
+//! Invariants:
+//! - No polling: it sleeps in `ppoll` until the kernel has a record, somebody asks for something,
+//!   or the window ends.
+//! - Batches are numbered without gaps; a record is in exactly one of them.
+
+use super::{
+    MAX_BATCH, Scope, SensorError, Sensors,
+    attach::{AttachReport, ProgramRuns},
+    boot_now_ns,
+    drain::{Entry, decode},
+    losses::Losses,
+    window::Windows,
+};
+use crate::batch::Batch;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, ppoll},
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        time::TimeSpec,
+    },
+};
+use palisade_abi::{
+    FileKey, Header, Kind, LOSS_SOURCES, Record, SampleGpu, SampleMaps, SampleSched,
+};
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::fd::AsFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+/// Where the sensors deliver to. Called on the sensor thread: it must not block.
+pub trait Sink {
+    /// Records, oldest first.
+    fn batch(&mut self, batch: Batch);
+    /// The name of a file that a later `MODEL_OPEN` or `MODEL_MAP` is about: last component of its
+    /// path, and the descriptor under which it could be looked up.
+    fn file_name(&mut self, key: FileKey, name: &str, pid: u32, fd: u32, bytes: u64);
+}
+
+/// Numbers about the sensors themselves.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SensorStats {
+    /// Batches delivered.
+    pub batches: u64,
+    /// Records delivered, samples included.
+    pub records: u64,
+    /// Windows closed.
+    pub windows: u64,
+    /// File names delivered.
+    pub file_names: u64,
+    /// Ring-buffer entries that made no sense.
+    pub malformed: u64,
+    /// Entries kept of the counter maps.
+    pub tracked: usize,
+    /// Records lost since the start, by [`LOSS_SOURCES`].
+    pub lost: BTreeMap<&'static str, u64>,
+    /// What the kernel counts about each attached program.
+    pub programs: Vec<ProgramRuns>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Kinds(u64),
+    Scope(Scope),
+}
+
+/// What the sensor thread shares with its handles.
+#[derive(Debug)]
+pub(super) struct Shared {
+    wake: EventFd,
+    stop: AtomicBool,
+    commands: Mutex<VecDeque<Command>>,
+    report: Mutex<AttachReport>,
+    stats: Mutex<SensorStats>,
+}
+
+impl Shared {
+    pub(super) fn new() -> Result<Self, SensorError> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| SensorError::Wait(errno.into()))?;
+        Ok(Self {
+            wake,
+            stop: AtomicBool::new(false),
+            commands: Mutex::default(),
+            report: Mutex::default(),
+            stats: Mutex::default(),
+        })
+    }
+
+    pub(super) fn set_report(&self, report: AttachReport) {
+        *lock(&self.report) = report;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is left half-changed under these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Changes and stops the sensors from any thread.
+#[derive(Clone, Debug)]
+pub struct SensorHandle {
+    shared: Arc<Shared>,
+}
+
+impl SensorHandle {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Asks for exactly these kinds (bits of [`Kind::bit`]). Takes effect within the sensor
+    /// thread's next turn; [`SensorHandle::report`] shows it.
+    pub fn set_kinds(&self, kinds: u64) {
+        self.command(Command::Kinds(kinds));
+    }
+
+    /// Changes whose events are recorded, in the same way.
+    pub fn set_scope(&self, scope: Scope) {
+        self.command(Command::Scope(scope));
+    }
+
+    /// Ends [`Sensors::run`] after a last window.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// What is attached, and why something is not.
+    pub fn report(&self) -> AttachReport {
+        lock(&self.shared.report).clone()
+    }
+
+    /// The numbers as of the last window's end.
+    pub fn stats(&self) -> SensorStats {
+        lock(&self.shared.stats).clone()
+    }
+
+    fn command(&self, command: Command) {
+        lock(&self.shared.commands).push_back(command);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // It fails only if the counter is about to overflow: then the thread is awake already.
+        let _ = self.shared.wake.write(1);
+    }
+}
+
+struct Turn<'a> {
+    sink: &'a mut dyn Sink,
+    seq: u64,
+    windows: Windows,
+    losses: Losses,
+    stats: SensorStats,
+}
+
+impl Sensors {
+    /// Delivers to `sink` until [`SensorHandle::stop`]. Ends with a last window, everything
+    /// detached. Fails only if waiting fails.
+    pub fn run(mut self, sink: &mut dyn Sink) -> Result<(), SensorError> {
+        let window = u64::try_from(self.window.as_nanos()).unwrap_or(u64::MAX);
+        let mut turn = Turn {
+            sink,
+            seq: 0,
+            windows: Windows::new(),
+            losses: Losses::default(),
+            stats: SensorStats::default(),
+        };
+        let mut deadline = boot_now_ns() + window;
+        loop {
+            self.obey();
+            let stop = self.shared.stop.load(Ordering::Acquire);
+            let more = self.deliver_raw(&mut turn);
+            let now = boot_now_ns();
+            if stop || now >= deadline {
+                self.close_window(&mut turn);
+                // Late by whole windows: they are skipped, not made up for in a burst.
+                deadline += window * (1 + now.saturating_sub(deadline) / window);
+            }
+            if stop {
+                self.hooks.detach(&mut self.ebpf, 0);
+                self.shared.set_report(self.hooks.report());
+                return Ok(());
+            }
+            if !more {
+                self.wait(deadline)?;
+            }
+        }
+    }
+
+    fn obey(&mut self) {
+        loop {
+            // The lock is not held while programs are attached.
+            let Some(command) = lock(&self.shared.commands).pop_front() else {
+                return;
+            };
+            let result = match &command {
+                Command::Kinds(kinds) => self.apply_kinds(*kinds),
+                Command::Scope(scope) => self.apply_scope(scope),
+            };
+            if let Err(error) = result {
+                tracing::error!(?command, %error, "the sensors could not be changed");
+            }
+        }
+    }
+
+    fn wait(&self, deadline: u64) -> Result<(), SensorError> {
+        let left = deadline.saturating_sub(boot_now_ns());
+        let mut fds = [
+            PollFd::new(self.ring.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
+        ];
+        match ppoll(&mut fds, Some(TimeSpec::from_duration(Duration::from_nanos(left))), None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(SensorError::Wait(errno.into())),
+        }
+        // Nothing to read is the usual case.
+        let _ = self.shared.wake.read();
+        Ok(())
+    }
+
+    /// Delivers at most one batch of raw records; whether there may be more.
+    fn deliver_raw(&mut self, turn: &mut Turn<'_>) -> bool {
+        let mut records = Vec::new();
+        let full = self.drain(turn, &mut records);
+        if !records.is_empty() {
+            turn.deliver(records, false);
+        }
+        full
+    }
+
+    /// Takes out records until the ring is empty or the batch full.
+    fn drain(&mut self, turn: &mut Turn<'_>, records: &mut Vec<Record>) -> bool {
+        let room = MAX_BATCH.saturating_sub(records.len());
+        // Names and records that nobody asked for count too: a flood of them must not keep the
+        // thread from closing the window.
+        for _ in 0..room {
+            let Some(item) = self.ring.next() else {
+                return false;
+            };
+            match decode(&item) {
+                Entry::Record(record) => {
+                    if record.header.kind == Kind::Exit as u16 {
+                        turn.windows.ended((record.header.pid, record.header.start_ns));
+                    }
+                    if record.kind().is_some_and(|kind| self.wanted & kind.bit() != 0) {
+                        records.push(record);
+                    }
+                }
+                Entry::Name {
+                    key,
+                    name,
+                    pid,
+                    fd,
+                    bytes,
+                } => {
+                    turn.stats.file_names += 1;
+                    turn.sink.file_name(key, &name, pid, fd, bytes);
+                }
+                Entry::Malformed => turn.stats.malformed += 1,
+            }
+        }
+        true
+    }
+
+    fn close_window(&mut self, turn: &mut Turn<'_>) {
+        let mut records = Vec::new();
+        // What is in the ring happened before the window's end.
+        while self.drain(turn, &mut records) {
+            turn.deliver(std::mem::take(&mut records), false);
+        }
+        let now_ns = boot_now_ns();
+        self.samples(turn, now_ns, &mut records);
+        let runs = self.hooks.runs(&self.ebpf);
+        turn.losses.collect(&self.maps.losses, &runs, now_ns, &mut records);
+        turn.deliver(records, true);
+
+        let (keys, gpu_keys) = turn.windows.finish();
+        for key in keys {
+            // Already gone is just as good.
+            let _ = self.maps.counters.remove(&super::pod::Plain(key));
+        }
+        for key in gpu_keys {
+            let _ = self.maps.gpu.remove(&super::pod::Plain(key));
+        }
+        turn.stats.windows += 1;
+        turn.stats.tracked = turn.windows.processes.len() + turn.windows.gpu.len();
+        turn.stats.programs = runs;
+        turn.stats.lost = LOSS_SOURCES.iter().copied().zip(turn.losses.totals).collect();
+        *lock(&self.shared.stats) = turn.stats.clone();
+    }
+
+    fn samples(&mut self, turn: &mut Turn<'_>, now_ns: u64, records: &mut Vec<Record>) {
+        let wants = |kind: Kind| self.wanted & kind.bit() != 0;
+        let header = |workload, start_ns, pid| Header {
+            time_ns: now_ns,
+            workload,
+            start_ns,
+            pid,
+            tid: pid,
+            ..Header::default()
+        };
+        let window = turn.windows.index;
+        if wants(Kind::SampleSched) || wants(Kind::SampleMaps) {
+            turn.windows.processes.collect(&self.maps.counters, window, |key, counts| {
+                let header = header(key.workload, key.start_ns, key.pid);
+                let sched = SampleSched {
+                    voluntary: narrow(counts.voluntary),
+                    involuntary: narrow(counts.involuntary),
+                    migrations: narrow(counts.migrations),
+                    runq_waits: narrow(counts.runq_waits),
+                    runq_ns: counts.runq_ns,
+                };
+                if wants(Kind::SampleSched) && sched != SampleSched::default() {
+                    records.push(Record::new(header, sched));
+                }
+                let maps = SampleMaps {
+                    maps: narrow(counts.maps),
+                    unmaps: narrow(counts.unmaps),
+                    mapped_bytes: counts.mapped_bytes,
+                    unmapped_bytes: counts.unmapped_bytes,
+                };
+                if wants(Kind::SampleMaps) && maps != SampleMaps::default() {
+                    records.push(Record::new(header, maps));
+                }
+            });
+        }
+        if wants(Kind::SampleGpu) {
+            turn.windows.gpu.collect(&self.maps.gpu, window, |key, counts| {
+                let sample = SampleGpu {
+                    calls: narrow(counts.calls),
+                    class: key.class,
+                    latency_ns: counts.latency_ns,
+                    hold_ns: counts.hold_ns,
+                };
+                records.push(Record::new(header(key.workload, key.start_ns, key.pid), sample));
+            });
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// Delivers records in batches of [`MAX_BATCH`]; the last one closes the window, if asked.
+    fn deliver(&mut self, mut records: Vec<Record>, window_end: bool) {
+        // CPUs reserve their slots in another order than they read the clock.
+        records.sort_by_key(|record| record.header.time_ns);
+        let newest = records.last().map_or(0, |record| record.header.time_ns);
+        let now_ns = boot_now_ns().max(newest);
+        let parts = records.len().div_ceil(MAX_BATCH).max(1);
+        for part in 0..parts {
+            let end = records.len().min((part + 1) * MAX_BATCH);
+            let slice = &records[part * MAX_BATCH..end];
+            self.stats.records += slice.len() as u64;
+            self.stats.batches += 1;
+            self.sink.batch(Batch {
+                seq: self.seq,
+                now_ns,
+                records: slice.into(),
+                window_end: window_end && part + 1 == parts,
+            });
+            self.seq += 1;
+        }
+    }
+}
+
+/// A window's count in 32 bits; more than 4 billion events in one window do not happen.
+fn narrow(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

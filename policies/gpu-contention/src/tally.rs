@@ -1,0 +1,225 @@
+//! What one window of driver calls on one device class says. Pure but for the look-up of
+//! executables' names; no history here.
+
+use palisade_policy_sdk::abi::{Header, SampleGpu};
+use palisade_policy_sdk::{BoundedMap, ProcessId, host};
+use std::collections::BTreeMap;
+
+/// Processes tallied per class and window; over that, those seen least recently go.
+const MAX_PROCESSES: usize = 1024;
+/// Waiters whose executables are looked up in a contended window, those that waited longest.
+const MAX_LOOKUPS: usize = 64;
+/// The part of a waiter's mean waiting that the culprit's hold must explain. Not more, because
+/// threads of one process wait at the same time, each for the same hold.
+const EXPLAINED: f64 = 0.25;
+
+/// Whom a window's numbers are summed up for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Unit {
+    /// All processes of a workload.
+    Workload(u64),
+    /// A process whose workload is unknown.
+    Process(ProcessId),
+}
+
+/// One process's driver calls. Times in nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Use {
+    workload: u64,
+    calls: u64,
+    latency_ns: u64,
+    hold_ns: u64,
+}
+
+impl Use {
+    fn wait_ns(&self) -> u64 {
+        self.latency_ns.saturating_sub(self.hold_ns)
+    }
+
+    fn add(&mut self, other: &Use) {
+        self.calls = self.calls.saturating_add(other.calls);
+        self.latency_ns = self.latency_ns.saturating_add(other.latency_ns);
+        self.hold_ns = self.hold_ns.saturating_add(other.hold_ns);
+    }
+}
+
+/// The driver calls of one window on one device class.
+#[derive(Debug)]
+pub(crate) struct Tally(BoundedMap<ProcessId, Use>);
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self(BoundedMap::new(MAX_PROCESSES))
+    }
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, header: &Header, sample: &SampleGpu) {
+        let entry = self.0.get_or_insert_with(ProcessId::from(header), Use::default);
+        entry.workload = header.workload;
+        entry.add(&Use {
+            workload: header.workload,
+            calls: u64::from(sample.calls),
+            latency_ns: sample.latency_ns,
+            // More hold than latency cannot be; let no such record make a culprit.
+            hold_ns: sample.hold_ns.min(sample.latency_ns),
+        });
+    }
+
+    /// How many processes of a unit made calls.
+    pub(crate) fn users_in(&self, unit: Unit) -> usize {
+        self.0.iter().filter(|(id, entry)| entry.calls > 0 && unit_of(**id, entry) == unit).count()
+    }
+}
+
+fn unit_of(id: ProcessId, entry: &Use) -> Unit {
+    if entry.workload == 0 { Unit::Process(id) } else { Unit::Workload(entry.workload) }
+}
+
+/// The numbers of a contended window.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Finding {
+    pub culprit: Unit,
+    /// The culprit's process with the largest hold.
+    pub process: ProcessId,
+    pub hold_ns: u64,
+    /// The culprit's part of all hold, 0 to 1.
+    pub share: f64,
+    /// Processes that had to wait.
+    pub waiters: u32,
+    pub wait_ns: u64,
+    /// The waiters' part of their driver time that was waiting, 0 to 1.
+    pub waiting: f64,
+    pub length_ns: u64,
+    /// Culprit and waiters are of one workload.
+    pub within: bool,
+}
+
+/// The thresholds.
+#[derive(Clone, Debug)]
+pub(crate) struct Judge {
+    pub min_busy: f64,
+    pub contention: f64,
+    pub dominance: f64,
+    pub min_processes: usize,
+    pub within_workload: bool,
+    pub monitors: Vec<String>,
+}
+
+impl Judge {
+    /// Who keeps whom waiting, if anyone does.
+    pub(crate) fn find(&self, tally: &Tally, length_ns: u64) -> Option<Finding> {
+        let users: Vec<(ProcessId, Use)> = tally
+            .0
+            .iter()
+            .filter(|(_, entry)| entry.calls > 0)
+            .map(|(id, entry)| (*id, *entry))
+            .collect();
+        if users.len() < self.min_processes || length_ns == 0 {
+            return None;
+        }
+        let workloads = Sums::new(users.iter().map(|(id, entry)| (unit_of(*id, entry), *entry)));
+        let culprit = workloads.largest_hold()?;
+        let (inside, outside): (Vec<_>, Vec<_>) =
+            users.into_iter().partition(|(id, entry)| unit_of(*id, entry) == culprit);
+        let processes = Sums::new(inside.iter().copied());
+        let process = processes.largest_hold()?;
+        let finding = Finding {
+            culprit,
+            process,
+            hold_ns: workloads.hold_of(culprit),
+            share: ratio(workloads.hold_of(culprit), workloads.hold_ns),
+            waiters: 0,
+            wait_ns: 0,
+            waiting: 0.0,
+            length_ns,
+            within: false,
+        };
+        self.check(finding, outside).or_else(|| {
+            let others: Vec<_> = inside.into_iter().filter(|(id, _)| *id != process).collect();
+            let finding = Finding {
+                hold_ns: processes.hold_of(process),
+                share: ratio(processes.hold_of(process), processes.hold_ns),
+                within: true,
+                ..finding
+            };
+            (self.within_workload && !others.is_empty()).then(|| self.check(finding, others))?
+        })
+    }
+
+    fn check(&self, finding: Finding, mut others: Vec<(ProcessId, Use)>) -> Option<Finding> {
+        if finding.share < self.dominance {
+            return None;
+        }
+        let found = self.harmed(finding, &others)?;
+        // Look-ups only where something is about to be said.
+        others.sort_unstable_by_key(|(id, entry)| (std::cmp::Reverse(entry.wait_ns()), *id));
+        let mut looked_up = 0;
+        others.retain(|(id, _)| {
+            looked_up += 1;
+            looked_up > MAX_LOOKUPS || !self.is_monitor(*id)
+        });
+        if others.len() == looked_up { Some(found) } else { self.harmed(finding, &others) }
+    }
+
+    /// The finding with the waiters' numbers, if they suffer enough and by this culprit.
+    fn harmed(&self, finding: Finding, others: &[(ProcessId, Use)]) -> Option<Finding> {
+        let mut sum = Use::default();
+        let mut waiters = 0_u32;
+        let mut mean_wait = 0.0;
+        for (_, entry) in others {
+            sum.add(entry);
+            if entry.wait_ns() > 0 {
+                waiters += 1;
+                mean_wait += entry.wait_ns().min(finding.length_ns) as f64;
+            }
+        }
+        mean_wait /= f64::from(waiters.max(1));
+        let waiting = ratio(sum.wait_ns(), sum.latency_ns);
+        let enough = waiters > 0
+            && waiting >= self.contention
+            && ratio(sum.wait_ns(), finding.length_ns) >= self.min_busy
+            && finding.hold_ns as f64 >= EXPLAINED * mean_wait;
+        enough.then_some(Finding { waiters, wait_ns: sum.wait_ns(), waiting, ..finding })
+    }
+
+    fn is_monitor(&self, id: ProcessId) -> bool {
+        host::process_of(id).is_some_and(|info| {
+            // The executable, not the name that a process gives itself.
+            let name = info.exe.rsplit('/').next().unwrap_or_default();
+            !name.is_empty() && self.monitors.iter().any(|monitor| monitor == name)
+        })
+    }
+}
+
+/// Holds by key, in the key's order so that ties are settled the same way every time.
+struct Sums<K> {
+    holds: BTreeMap<K, u64>,
+    hold_ns: u64,
+}
+
+impl<K: Ord + Copy> Sums<K> {
+    fn new(uses: impl Iterator<Item = (K, Use)>) -> Self {
+        let mut sums = Self { holds: BTreeMap::new(), hold_ns: 0 };
+        for (key, entry) in uses {
+            let hold = sums.holds.entry(key).or_default();
+            *hold = hold.saturating_add(entry.hold_ns);
+            sums.hold_ns = sums.hold_ns.saturating_add(entry.hold_ns);
+        }
+        sums
+    }
+
+    fn hold_of(&self, key: K) -> u64 {
+        self.holds.get(&key).copied().unwrap_or_default()
+    }
+
+    fn largest_hold(&self) -> Option<K> {
+        let largest = self.holds.values().copied().max()?;
+        self.holds.iter().find(|(_, hold)| **hold == largest).map(|(key, _)| *key)
+    }
+}
+
+/// 0 where there is nothing to divide by.
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}

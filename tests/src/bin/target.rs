@@ -1,0 +1,52 @@
+//! What the live tests aim at: a process that makes driver calls on a watched device (/dev/ptmx).
+//!
+//! - `target burn MS`: burns CPU; makes a driver call every 50 ms for the first MS milliseconds; ends with its parent.
+//! - `target reaction`: blocks SIGTERM, makes one driver call, waits for SIGTERM, and prints the nanoseconds in between.
+
+use rustix::fs::{Mode, OFlags};
+use std::time::{Duration, Instant};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words[..] {
+        ["burn", ms] => ms.parse().map_err(|error| format!("{ms}: {error}")).and_then(burn),
+        ["reaction"] => reaction(),
+        _ => Err("usage: target burn MS | target reaction".to_owned()),
+    };
+    if let Err(error) = done {
+        eprintln!("target: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn device() -> Result<std::os::fd::OwnedFd, String> {
+    rustix::fs::open("/dev/ptmx", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| format!("/dev/ptmx: {error}"))
+}
+
+fn burn(call_for_ms: u64) -> Result<(), String> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(|error| error.to_string())?;
+    let device = device()?;
+    let (start, mut next) = (Instant::now(), Duration::ZERO);
+    loop {
+        let now = start.elapsed();
+        if now >= next && now < Duration::from_millis(call_for_ms) {
+            rustix::termios::tcgetwinsize(&device).map_err(|error| error.to_string())?;
+            next = now + Duration::from_millis(50);
+        }
+        std::hint::spin_loop();
+    }
+}
+
+fn reaction() -> Result<(), String> {
+    use nix::sys::signal::{SigSet, Signal};
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    set.thread_block().map_err(|error| error.to_string())?;
+    let device = device()?;
+    let start = Instant::now();
+    rustix::termios::tcgetwinsize(&device).map_err(|error| error.to_string())?;
+    set.wait().map_err(|error| error.to_string())?;
+    println!("{}", start.elapsed().as_nanos());
+    Ok(())
+}
