@@ -6,9 +6,13 @@
 pub mod act;
 pub mod audit;
 pub mod batch;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod ebpf_object;
 pub mod identity;
 pub mod policy;
+pub mod recording;
+pub mod replay;
+pub mod runtime;
 pub mod sensors;

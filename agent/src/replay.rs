@@ -65,7 +65,7 @@ struct Seat {
 /// Replays the recording in `path` through the configuration's policies, in order of their names.
 pub fn replay(path: &Path, config: &Config) -> Result<Outcome> {
     let tables = Recorded::default();
-    let shared = EngineShared::new(Arc::new(tables.clone())).context("cannot start the policy host")?;
+    let shared = EngineShared::new(Arc::new(tables.clone())).map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
     let mut core = Core::new(config.core.clone(), ProtectList::new(&[], None), 0);
     let mut seats = Vec::new();
     let mut grants = Vec::new();

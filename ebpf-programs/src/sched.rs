@@ -25,7 +25,12 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     } else {
         None
     };
-    let _ = switch(ctx.arg::<u64>(0) & 1, task(ctx.arg(1)), task(ctx.arg(2)), state);
+    let _ = switch(
+        ctx.arg::<u64>(0) & 1,
+        task(ctx.arg(1)),
+        task(ctx.arg(2)),
+        state,
+    );
     0
 }
 
@@ -37,7 +42,12 @@ pub fn sched_switch_raw(ctx: RawTracePointContext) -> i32 {
     } else {
         None
     };
-    let _ = switch(ctx.arg::<u64>(0) & 1, task(ctx.arg(1)), task(ctx.arg(2)), state);
+    let _ = switch(
+        ctx.arg::<u64>(0) & 1,
+        task(ctx.arg(1)),
+        task(ctx.arg(2)),
+        state,
+    );
     0
 }
 
@@ -113,10 +123,10 @@ fn left(config: &Config, preempt: u64, task: Task, state: Option<u32>) -> Option
     }
     if runnable {
         starts_waiting(&who);
-    } else {
-        // A wake-up may have come while it still ran: it did not wait then.
-        let _ = WAITING.remove(who.tid);
     }
+    // A task that goes to sleep may have an entry, and it stays: either the wake-up came while it
+    // still ran, then the next one overwrites it; or, since Linux 6.12, the wake-up of a task with
+    // a delayed dequeue overtook this hook, and the wait is real.
     Some(())
 }
 

@@ -42,10 +42,10 @@ pub struct WorkloadInfo {
     pub container: Option<String>,
 }
 
-#[cfg(target_arch = "wasm32")]
-use crate::wire as side;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::testing::fake as side;
+#[cfg(target_arch = "wasm32")]
+use crate::wire as side;
 
 /// Writes to the agent's log. The rate is limited, long messages are cut.
 pub fn log(level: Level, message: &str) {

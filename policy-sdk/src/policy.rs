@@ -115,7 +115,7 @@ macro_rules! policy {
                 }
             }
 
-            bindings::export!(Component with_types_in $crate::bindings);
+    bindings::export!(Component with_types_in $crate::bindings);
         };
     };
 }

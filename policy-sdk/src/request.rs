@@ -13,7 +13,10 @@ pub struct ProcessId {
 
 impl From<&palisade_abi::Header> for ProcessId {
     fn from(header: &palisade_abi::Header) -> Self {
-        Self { pid: header.pid, start_ns: header.start_ns }
+        Self {
+            pid: header.pid,
+            start_ns: header.start_ns,
+        }
     }
 }
 
@@ -181,7 +184,11 @@ impl Request {
         value: f64,
         unit: impl Into<Cow<'static, str>>,
     ) -> Self {
-        self.evidence.push(Evidence { name: name.into(), value, unit: unit.into() });
+        self.evidence.push(Evidence {
+            name: name.into(),
+            value,
+            unit: unit.into(),
+        });
         self
     }
 }

@@ -45,7 +45,11 @@ impl<P: Policy> Slot<P> {
 
     /// The export `checkpoint`.
     pub fn checkpoint(&self) -> Vec<u8> {
-        self.0.borrow().as_ref().map(Policy::checkpoint).unwrap_or_default()
+        self.0
+            .borrow()
+            .as_ref()
+            .map(Policy::checkpoint)
+            .unwrap_or_default()
     }
 
     /// The export `restore`.
@@ -64,7 +68,10 @@ impl<P: Policy> Slot<P> {
         if out.dropped() > 0 {
             host::log(
                 Level::Warn,
-                &format!("{} requests over the limit of one call left out", out.dropped()),
+                &format!(
+                    "{} requests over the limit of one call left out",
+                    out.dropped()
+                ),
             );
         }
         out.into_vec().into_iter().map(wire::request).collect()

@@ -85,9 +85,16 @@ impl Settings {
         T: TryFrom<i64> + PartialOrd + std::fmt::Display,
     {
         let value = self.integer(name)?;
-        T::try_from(value).ok().filter(|value| range.contains(value)).ok_or_else(|| {
-            format!("`{name}` is {value}, must be {} to {}", range.start(), range.end())
-        })
+        T::try_from(value)
+            .ok()
+            .filter(|value| range.contains(value))
+            .ok_or_else(|| {
+                format!(
+                    "`{name}` is {value}, must be {} to {}",
+                    range.start(),
+                    range.end()
+                )
+            })
     }
 
     /// A finite number; an integer will do.
@@ -101,12 +108,20 @@ impl Settings {
     }
 
     /// A number in a range, both ends included.
-    pub fn number_in(&self, name: &str, range: std::ops::RangeInclusive<f64>) -> Result<f64, String> {
+    pub fn number_in(
+        &self,
+        name: &str,
+        range: std::ops::RangeInclusive<f64>,
+    ) -> Result<f64, String> {
         let value = self.number(name)?;
         if range.contains(&value) {
             return Ok(value);
         }
-        Err(format!("`{name}` is {value}, must be {} to {}", range.start(), range.end()))
+        Err(format!(
+            "`{name}` is {value}, must be {} to {}",
+            range.start(),
+            range.end()
+        ))
     }
 
     /// Text.
@@ -120,10 +135,17 @@ impl Settings {
     /// Text that names one of several choices.
     pub fn choice<T: Copy>(&self, name: &str, choices: &[(&str, T)]) -> Result<T, String> {
         let value = self.text(name)?;
-        choices.iter().find(|(word, _)| *word == value).map(|(_, choice)| *choice).ok_or_else(|| {
-            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-            format!("`{name}` is \"{value}\", must be one of {}", words.join(", "))
-        })
+        choices
+            .iter()
+            .find(|(word, _)| *word == value)
+            .map(|(_, choice)| *choice)
+            .ok_or_else(|| {
+                let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+                format!(
+                    "`{name}` is \"{value}\", must be one of {}",
+                    words.join(", ")
+                )
+            })
     }
 
     /// Yes or no.
@@ -141,7 +163,9 @@ impl Settings {
     }
 
     fn get(&self, name: &str) -> Result<&Setting, String> {
-        self.0.get(name).ok_or_else(|| format!("`{name}` is missing: is it in the manifest?"))
+        self.0
+            .get(name)
+            .ok_or_else(|| format!("`{name}` is missing: is it in the manifest?"))
     }
 }
 
@@ -171,15 +195,26 @@ mod tests {
     fn getters_convert_and_explain() {
         let settings = settings();
         assert_eq!(settings.integer_in::<u32>("i", 1..=7), Ok(7));
-        assert_eq!(settings.integer_in::<u32>("i", 1..=6).unwrap_err(), "`i` is 7, must be 1 to 6");
+        assert_eq!(
+            settings.integer_in::<u32>("i", 1..=6).unwrap_err(),
+            "`i` is 7, must be 1 to 6"
+        );
         assert!(settings.integer_in::<u32>("neg", 0..=6).is_err());
         assert_eq!(settings.number("i"), Ok(7.0));
         assert_eq!(settings.number_in("n", 0.0..=1.0), Ok(0.5));
         assert!(settings.number("nan").is_err());
         assert_eq!(settings.flag("f"), Ok(true));
         assert_eq!(settings.choice("t", &[("alert", 1), ("quota", 2)]), Ok(2));
-        assert!(settings.choice("t", &[("alert", 1)]).unwrap_err().contains("one of alert"));
-        assert_eq!(settings.text("i").unwrap_err(), "`i` is an integer, must be text");
+        assert!(
+            settings
+                .choice("t", &[("alert", 1)])
+                .unwrap_err()
+                .contains("one of alert")
+        );
+        assert_eq!(
+            settings.text("i").unwrap_err(),
+            "`i` is an integer, must be text"
+        );
         assert!(settings.integer("none").unwrap_err().contains("missing"));
         assert!(settings.duration_ms("neg").is_err());
     }

@@ -41,7 +41,11 @@ impl Writer {
     }
 
     /// A length and that many items.
-    pub fn list<T>(&mut self, items: impl ExactSizeIterator<Item = T>, mut write: impl FnMut(&mut Self, T)) {
+    pub fn list<T>(
+        &mut self,
+        items: impl ExactSizeIterator<Item = T>,
+        mut write: impl FnMut(&mut Self, T),
+    ) {
         self.u32(items.len() as u32);
         for item in items {
             write(self, item);
@@ -81,11 +85,17 @@ impl<'a> Reader<'a> {
 
     /// A finite float; `None` for any other.
     pub fn f64(&mut self) -> Option<f64> {
-        self.u64().map(f64::from_bits).filter(|value| value.is_finite())
+        self.u64()
+            .map(f64::from_bits)
+            .filter(|value| value.is_finite())
     }
 
     /// A length of at most `limit`, and that many items.
-    pub fn list<T>(&mut self, limit: usize, mut read: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+    pub fn list<T>(
+        &mut self,
+        limit: usize,
+        mut read: impl FnMut(&mut Self) -> Option<T>,
+    ) -> Option<Vec<T>> {
         let length = self.u32()? as usize;
         if length > limit || length > self.0.len() {
             return None;
@@ -111,10 +121,16 @@ mod tests {
 
     #[test]
     fn lengths_that_lie_are_refused() {
-        assert_eq!(Reader::new(&[255, 255, 255, 255, 1]).list(usize::MAX, Reader::u8), None);
+        assert_eq!(
+            Reader::new(&[255, 255, 255, 255, 1]).list(usize::MAX, Reader::u8),
+            None
+        );
         assert_eq!(Reader::new(&[2, 0, 0, 0, 1, 1]).list(1, Reader::u8), None);
         assert_eq!(Reader::new(&f64::NAN.to_bits().to_le_bytes()).f64(), None);
         let mut reader = Reader::new(&[1]);
-        assert_eq!((reader.u32(), reader.u8(), reader.is_at_end()), (None, Some(1), true));
+        assert_eq!(
+            (reader.u32(), reader.u8(), reader.is_at_end()),
+            (None, Some(1), true)
+        );
     }
 }

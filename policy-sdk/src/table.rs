@@ -27,7 +27,12 @@ pub struct BoundedMap<K, V, S = RandomState> {
 impl<K: Eq + Hash + Clone, V> BoundedMap<K, V> {
     /// An empty map for at most `capacity` entries (at least 1).
     pub fn new(capacity: usize) -> Self {
-        Self { entries: HashMap::new(), capacity: capacity.max(1), touch: 0, evicted: 0 }
+        Self {
+            entries: HashMap::new(),
+            capacity: capacity.max(1),
+            touch: 0,
+            evicted: 0,
+        }
     }
 }
 
@@ -78,7 +83,9 @@ impl<K: Eq + Hash + Clone, V, S: BuildHasher> BoundedMap<K, V, S> {
 
     /// All entries, to change, in no particular order. Does not touch them.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
-        self.entries.iter_mut().map(|(key, (_, value))| (key, value))
+        self.entries
+            .iter_mut()
+            .map(|(key, (_, value))| (key, value))
     }
 
     /// Entries.

@@ -48,7 +48,10 @@ pub(crate) fn request(from: Request) -> wire::Request {
 }
 
 fn process(id: ProcessId) -> wire::Process {
-    wire::Process { pid: id.pid, start_ns: id.start_ns }
+    wire::Process {
+        pid: id.pid,
+        start_ns: id.start_ns,
+    }
 }
 
 pub(crate) fn log(level: Level, message: &str) {

@@ -46,6 +46,7 @@ const WINDOW: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// `/dev/ptmx`
 const PTMX: WatchedDevice = WatchedDevice {
+    class: 0,
     major: 5,
     minor: Some(2),
     slow: Duration::ZERO,
@@ -60,7 +61,12 @@ fn object(test: &str) -> Option<&'static [u8]> {
         skip("built without the eBPF object");
         return None;
     };
-    let Capabilities { privileged, btf, ring_buffer, .. } = capabilities(None, v2());
+    let Capabilities {
+        privileged,
+        btf,
+        ring_buffer,
+        ..
+    } = capabilities(None, v2());
     if !privileged {
         skip("not root");
     } else if !btf {
@@ -82,7 +88,11 @@ fn hierarchy() -> (PathBuf, bool) {
         let place = PathBuf::from(front.split(' ').nth(4).expect("mount point"));
         let mut back = back.split(' ');
         match back.next() {
-            Some("cgroup") if back.nth(1).is_some_and(|o| o.split(',').any(|w| w == "cpu")) => {
+            Some("cgroup")
+                if back
+                    .nth(1)
+                    .is_some_and(|o| o.split(',').any(|w| w == "cpu")) =>
+            {
                 return (place, false);
             }
             Some("cgroup2") => unified = Some(place),
@@ -223,14 +233,23 @@ impl Sink for Collector {
         let mut seen = self.seen.lock().expect("lock");
         assert_eq!(batch.seq, seen.next_seq, "a gap between batches");
         assert!(batch.records.len() <= palisade::sensors::MAX_BATCH);
-        assert!(batch.records.iter().all(|record| record.header.time_ns <= batch.now_ns));
+        assert!(
+            batch
+                .records
+                .iter()
+                .all(|record| record.header.time_ns <= batch.now_ns)
+        );
         seen.next_seq += 1;
         seen.windows += u64::from(batch.window_end);
         seen.records.extend(batch.records.iter());
     }
 
     fn file_name(&mut self, key: FileKey, name: &str, pid: u32, _fd: u32, _bytes: u64) {
-        self.seen.lock().expect("lock").names.push((key, name.to_owned(), pid));
+        self.seen
+            .lock()
+            .expect("lock")
+            .names
+            .push((key, name.to_owned(), pid));
     }
 }
 
@@ -264,7 +283,9 @@ fn bits(kinds: &[Kind]) -> u64 {
 impl Watch {
     fn new(object: &[u8], options: SensorOptions) -> Self {
         let mut sensors = Sensors::load(object, options).unwrap_or_else(|error| panic!("{error}"));
-        sensors.require_all().unwrap_or_else(|error| panic!("{error}"));
+        sensors
+            .require_all()
+            .unwrap_or_else(|error| panic!("{error}"));
         let (handle, view) = (sensors.handle(), sensors.in_flight());
         let (seen, hold) = (Arc::<Mutex<Seen>>::default(), Arc::<AtomicBool>::default());
         let mut sink = Collector {
@@ -305,7 +326,11 @@ impl Watch {
     fn stop(mut self) -> Seen {
         self.settle();
         self.handle.stop();
-        self.thread.take().expect("running").join().expect("sensor thread");
+        self.thread
+            .take()
+            .expect("running")
+            .join()
+            .expect("sensor thread");
         std::mem::take(&mut *self.seen.lock().expect("lock"))
     }
 }
@@ -326,7 +351,9 @@ impl Seen {
     }
 
     fn of(&self, kind: u16) -> impl Iterator<Item = &Record> {
-        self.records.iter().filter(move |record| record.header.kind == kind)
+        self.records
+            .iter()
+            .filter(move |record| record.header.kind == kind)
     }
 
     fn bodies<B: Body>(&self, kind: u16) -> Vec<B> {
@@ -335,7 +362,9 @@ impl Seen {
 
     fn lost(&self, source: u32) -> u64 {
         let lost = self.bodies::<Lost>(kind::LOST).into_iter();
-        lost.filter(|lost| lost.source == source).map(|lost| lost.count).sum()
+        lost.filter(|lost| lost.source == source)
+            .map(|lost| lost.count)
+            .sum()
     }
 
     fn assert_none_lost(&self) {
@@ -344,7 +373,11 @@ impl Seen {
 
     /// Every record is this process's, in this workload, with its true start.
     fn assert_from(&self, pid: Pid, workload: u64) {
-        for record in self.records.iter().filter(|record| record.header.kind != kind::LOST) {
+        for record in self
+            .records
+            .iter()
+            .filter(|record| record.header.kind != kind::LOST)
+        {
             assert_eq!(record.header.pid, pid.as_raw() as u32, "{record:?}");
             assert_eq!(record.header.workload, workload, "{record:?}");
             assert_ne!(record.header.start_ns, 0);
@@ -366,8 +399,12 @@ fn ask_nonsense(fd: &OwnedFd) -> i32 {
 }
 
 fn ptmx() -> OwnedFd {
-    open("/dev/ptmx", OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty())
-        .expect("/dev/ptmx")
+    open(
+        "/dev/ptmx",
+        OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .expect("/dev/ptmx")
 }
 
 fn null() -> OwnedFd {
@@ -378,7 +415,11 @@ fn null() -> OwnedFd {
 fn start_ticks(pid: Pid) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
     let (_, rest) = stat.rsplit_once(')').expect("stat");
-    rest.split_whitespace().nth(19).expect("field 22").parse().expect("number")
+    rest.split_whitespace()
+        .nth(19)
+        .expect("field 22")
+        .parse()
+        .expect("number")
 }
 
 // ---- the claims ----------------------------------------------------------------------------------
@@ -386,7 +427,8 @@ fn start_ticks(pid: Pid) -> u64 {
 #[test]
 fn driver_calls_are_found_exactly_and_only_of_watched_processes() {
     const CALLS: usize = 2000;
-    let Some(object) = object("driver_calls_are_found_exactly_and_only_of_watched_processes") else {
+    let Some(object) = object("driver_calls_are_found_exactly_and_only_of_watched_processes")
+    else {
         return;
     };
     let (inside, outside) = (Cgroup::new(), Cgroup::new());
@@ -424,17 +466,38 @@ fn driver_calls_are_found_exactly_and_only_of_watched_processes() {
     assert_eq!(seen.records[0].header.start_ns / 10_000_000, ticks);
     let calls: Vec<GpuCall> = seen.bodies(kind::GPU_EXIT);
     assert!(calls.iter().all(|call| call.device == 5 << 20 | 2));
-    assert!(calls.iter().all(|call| call.latency_ns > 0 && call.hold_ns <= call.latency_ns));
-    let named = calls.iter().filter(|call| u64::from(call.command) == nix::libc::TIOCGWINSZ);
+    assert!(
+        calls
+            .iter()
+            .all(|call| call.latency_ns > 0 && call.hold_ns <= call.latency_ns)
+    );
+    let named = calls
+        .iter()
+        .filter(|call| u64::from(call.command) == nix::libc::TIOCGWINSZ);
     assert_eq!(named.count(), CALLS);
-    let refused: Vec<u16> =
-        seen.of(kind::GPU_EXIT).map(|r| r.header.flags).filter(|flags| *flags != 0).collect();
+    let refused: Vec<u16> = seen
+        .of(kind::GPU_EXIT)
+        .map(|r| r.header.flags)
+        .filter(|flags| *flags != 0)
+        .collect();
     assert_eq!(refused, [nix::libc::ENOTTY as u16]);
     let samples: Vec<SampleGpu> = seen.bodies(kind::SAMPLE_GPU);
-    assert_eq!(samples.iter().map(|sample| sample.calls as usize).sum::<usize>(), CALLS + 1);
+    assert_eq!(
+        samples
+            .iter()
+            .map(|sample| sample.calls as usize)
+            .sum::<usize>(),
+        CALLS + 1
+    );
     let sum = |field: fn(&GpuCall) -> u64| calls.iter().map(field).sum::<u64>();
-    assert_eq!(samples.iter().map(|s| s.latency_ns).sum::<u64>(), sum(|call| call.latency_ns));
-    assert_eq!(samples.iter().map(|s| s.hold_ns).sum::<u64>(), sum(|call| call.hold_ns));
+    assert_eq!(
+        samples.iter().map(|s| s.latency_ns).sum::<u64>(),
+        sum(|call| call.latency_ns)
+    );
+    assert_eq!(
+        samples.iter().map(|s| s.hold_ns).sum::<u64>(),
+        sum(|call| call.hold_ns)
+    );
 }
 
 fn ask_window_size_of_a_bad_descriptor() {
@@ -457,7 +520,7 @@ fn fast_driver_calls_stay_out_of_the_raw_stream_and_in_the_samples() {
     inside.take(child.pid);
     let slow = WatchedDevice {
         minor: None,
-        slow: Duration::from_secs(3600),
+        slow: Duration::from_hours(1),
         ..PTMX
     };
     let watch = Watch::new(
@@ -472,7 +535,13 @@ fn fast_driver_calls_stay_out_of_the_raw_stream_and_in_the_samples() {
     seen.assert_none_lost();
     assert_eq!(seen.count(kind::GPU_EXIT), 0);
     let samples: Vec<SampleGpu> = seen.bodies(kind::SAMPLE_GPU);
-    assert_eq!(samples.iter().map(|sample| sample.calls as usize).sum::<usize>(), CALLS);
+    assert_eq!(
+        samples
+            .iter()
+            .map(|sample| sample.calls as usize)
+            .sum::<usize>(),
+        CALLS
+    );
 }
 
 #[test]
@@ -488,7 +557,8 @@ fn maps_and_unmaps_that_succeed_are_found_exactly() {
         for _ in 0..MAPS {
             let flags = MapFlags::MAP_PRIVATE;
             // SAFETY: fresh anonymous memory of the child's own, which nobody uses.
-            let Ok(address) = (unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ, flags) })
+            let Ok(address) =
+                (unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ, flags) })
             else {
                 return 1;
             };
@@ -501,15 +571,16 @@ fn maps_and_unmaps_that_succeed_are_found_exactly() {
             }
         }
         // SAFETY: a map of nothing is refused.
-        let refused = unsafe {
-            nix::libc::mmap(std::ptr::null_mut(), 0, 0, nix::libc::MAP_ANONYMOUS, -1, 0)
-        };
+        let refused =
+            unsafe { nix::libc::mmap(std::ptr::null_mut(), 0, 0, nix::libc::MAP_ANONYMOUS, -1, 0) };
         i32::from(refused != nix::libc::MAP_FAILED)
     });
     let (pid, workload) = (child.pid, inside.id());
     inside.take(child.pid);
-    let watch =
-        Watch::new(object, options(&[&inside], &[Kind::Mmap, Kind::Munmap, Kind::SampleMaps]));
+    let watch = Watch::new(
+        object,
+        options(&[&inside], &[Kind::Mmap, Kind::Munmap, Kind::SampleMaps]),
+    );
     child.start();
     child.wait_done();
     let seen = watch.stop();
@@ -528,7 +599,10 @@ fn maps_and_unmaps_that_succeed_are_found_exactly() {
     let samples: Vec<SampleMaps> = seen.bodies(kind::SAMPLE_MAPS);
     let total = (MAPS * BYTES) as u64;
     assert_eq!(samples.iter().map(|s| s.maps as usize).sum::<usize>(), MAPS);
-    assert_eq!(samples.iter().map(|s| s.unmaps as usize).sum::<usize>(), MAPS);
+    assert_eq!(
+        samples.iter().map(|s| s.unmaps as usize).sum::<usize>(),
+        MAPS
+    );
     assert_eq!(samples.iter().map(|s| s.mapped_bytes).sum::<u64>(), total);
     assert_eq!(samples.iter().map(|s| s.unmapped_bytes).sum::<u64>(), total);
 }
@@ -542,14 +616,20 @@ fn model_files_are_found_by_suffix_and_by_size_and_named() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let make = |name: &str, bytes: u64| {
         let path = dir.path().join(name);
-        fs::File::create(&path).and_then(|file| file.set_len(bytes)).expect("file");
+        fs::File::create(&path)
+            .and_then(|file| file.set_len(bytes))
+            .expect("file");
         path
     };
     // One character is the shortest name with a suffix; 5 GiB are sparse.
     let named = make("m.safetensors", 8192);
     let short = make("m.gguf", 4096);
     let large = make("0123456789abcdef0123456789abcdef", 5 << 30);
-    let others = [make("notes.txt", 100), make("gguf", 100), make("m.gguf.txt", 100)];
+    let others = [
+        make("notes.txt", 100),
+        make("gguf", 100),
+        make("m.gguf.txt", 100),
+    ];
     let inode = |path: &Path| fs::metadata(path).expect("file").ino();
     let inodes = [inode(&named), inode(&short), inode(&large)];
 
@@ -580,7 +660,10 @@ fn model_files_are_found_by_suffix_and_by_size_and_named() {
     });
     let (pid, workload) = (child.pid, inside.id());
     inside.take(child.pid);
-    let watch = Watch::new(object, options(&[&inside], &[Kind::ModelOpen, Kind::ModelMap]));
+    let watch = Watch::new(
+        object,
+        options(&[&inside], &[Kind::ModelOpen, Kind::ModelMap]),
+    );
     child.start();
     child.wait_done();
     let seen = watch.stop();
@@ -591,19 +674,28 @@ fn model_files_are_found_by_suffix_and_by_size_and_named() {
     let opens: Vec<ModelFile> = seen.bodies(kind::MODEL_OPEN);
     assert_eq!(opens.len(), 3 * TIMES);
     for (inode, bytes) in inodes.into_iter().zip([8192, 4096, 5 << 30]) {
-        let of_file = opens.iter().filter(|open| open.inode == inode && open.bytes == bytes);
+        let of_file = opens
+            .iter()
+            .filter(|open| open.inode == inode && open.bytes == bytes);
         assert_eq!(of_file.count(), TIMES);
     }
     let maps: Vec<ModelFile> = seen.bodies(kind::MODEL_MAP);
     assert_eq!(maps.len(), TIMES);
-    assert!(maps.iter().all(|map| map.inode == inodes[0] && map.bytes == 8192));
+    assert!(
+        maps.iter()
+            .all(|map| map.inode == inodes[0] && map.bytes == 8192)
+    );
     for (inode, path) in inodes.into_iter().zip([&named, &short, &large]) {
         let name = path.file_name().expect("name").to_string_lossy();
         assert!(seen.names.iter().any(|(key, told, by)| {
             key.inode == inode && *told == name && *by == pid.as_raw() as u32
         }));
     }
-    assert!(seen.names.iter().all(|(key, ..)| inodes.contains(&key.inode)));
+    assert!(
+        seen.names
+            .iter()
+            .all(|(key, ..)| inodes.contains(&key.inode))
+    );
 }
 
 #[test]
@@ -628,7 +720,11 @@ fn a_model_mapped_but_opened_before_is_named_with_its_map() {
     let seen = watch.stop();
     seen.assert_none_lost();
     assert_eq!(seen.count(kind::MODEL_MAP), 2);
-    let names: Vec<&str> = seen.names.iter().map(|(_, name, _)| name.as_str()).collect();
+    let names: Vec<&str> = seen
+        .names
+        .iter()
+        .map(|(_, name, _)| name.as_str())
+        .collect();
     assert_eq!(names, ["early.gguf"], "told once");
 }
 
@@ -663,27 +759,45 @@ fn forks_execs_and_exits_are_found_exactly() {
     });
     let (pid, workload) = (child.pid.as_raw() as u32, inside.id());
     inside.take(child.pid);
-    let watch = Watch::new(object, options(&[&inside], &[Kind::Exec, Kind::Exit, Kind::Fork]));
+    let watch = Watch::new(
+        object,
+        options(&[&inside], &[Kind::Exec, Kind::Exit, Kind::Fork]),
+    );
     assert_eq!(child.run(), 0);
     let seen = watch.stop();
 
     seen.assert_none_lost();
-    assert!(seen.records.iter().all(|record| record.header.workload == workload));
-    let forks: Vec<(u32, Fork)> =
-        seen.of(kind::FORK).filter_map(|r| Some((r.header.pid, r.get()?))).collect();
+    assert!(
+        seen.records
+            .iter()
+            .all(|record| record.header.workload == workload)
+    );
+    let forks: Vec<(u32, Fork)> = seen
+        .of(kind::FORK)
+        .filter_map(|r| Some((r.header.pid, r.get()?)))
+        .collect();
     assert_eq!(forks.len(), CHILDREN);
     assert!(forks.iter().all(|(parent, _)| *parent == pid));
     let execs: Vec<Exec> = seen.bodies(kind::EXEC);
     assert_eq!(execs.len(), CHILDREN / 2);
-    assert!(execs.iter().all(|e| e.parent == pid && e.uid == 0 && e.comm.starts_with(b"true\0")));
+    assert!(
+        execs
+            .iter()
+            .all(|e| e.parent == pid && e.uid == 0 && e.comm.starts_with(b"true\0"))
+    );
     let exits: Vec<(u32, u64, u32)> = seen
         .of(kind::EXIT)
         .filter_map(|r| Some((r.header.pid, r.header.start_ns, r.get::<Exit>()?.code)))
         .collect();
     assert_eq!(exits.len(), CHILDREN + 1);
-    assert_eq!(exits.iter().filter(|(_, _, code)| *code == 7 << 8).count(), CHILDREN / 2);
+    assert_eq!(
+        exits.iter().filter(|(_, _, code)| *code == 7 << 8).count(),
+        CHILDREN / 2
+    );
     for (_, fork) in forks {
-        let ends = exits.iter().filter(|end| (end.0, end.1) == (fork.child, fork.child_start_ns));
+        let ends = exits
+            .iter()
+            .filter(|end| (end.0, end.1) == (fork.child, fork.child_start_ns));
         assert_eq!(ends.count(), 1);
     }
 }
@@ -695,14 +809,20 @@ fn threads_are_no_processes() {
         return;
     };
     let inside = Cgroup::new();
-    let watch = Watch::new(object, options(&[&inside], &[Kind::Exec, Kind::Exit, Kind::Fork]));
+    let watch = Watch::new(
+        object,
+        options(&[&inside], &[Kind::Exec, Kind::Exit, Kind::Fork]),
+    );
     for round in 0..ROUNDS {
         let status = Command::new("/bin/sh")
             .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
             .arg(inside.0.join("cgroup.procs"))
             .arg(std::env::current_exe().expect("this test"))
             .args(["--ignored", "--exact", "helper_with_threads"])
-            .env("PALISADE_TEST_LEADER_FIRST", if round % 2 == 0 { "1" } else { "0" })
+            .env(
+                "PALISADE_TEST_LEADER_FIRST",
+                if round % 2 == 0 { "1" } else { "0" },
+            )
             .stdout(std::process::Stdio::null())
             .status()
             .expect("this test");
@@ -730,7 +850,7 @@ fn helper_with_threads() {
     if leader_first == "1" {
         // All of them end together, at whichever thread's hand.
         thread::spawn(|| std::process::exit(5));
-        thread::sleep(Duration::from_secs(60));
+        thread::sleep(Duration::from_mins(1));
     }
     for thread in threads {
         thread.join().expect("thread");
@@ -742,20 +862,28 @@ fn helper_with_threads() {
 fn switches(pid: Pid) -> (u64, u64) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
     let value = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .expect("a line");
         line.trim().parse().expect("number")
     };
-    (value("voluntary_ctxt_switches:"), value("nonvoluntary_ctxt_switches:"))
+    (
+        value("voluntary_ctxt_switches:"),
+        value("nonvoluntary_ctxt_switches:"),
+    )
 }
 
-/// Waits until the process sleeps and its counts stand still.
+/// Waits until the process sleeps and its counts stand still: one that waits for a CPU on a busy
+/// machine stands still too, but in the middle of a turn.
 fn switches_at_rest(pid: Pid) -> (u64, u64) {
     let end = Instant::now() + PATIENCE;
     let mut before = switches(pid);
     loop {
         thread::sleep(Duration::from_millis(20));
         let now = switches(pid);
-        if now == before {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+        if now == before && stat.contains(") S ") {
             return now;
         }
         assert!(Instant::now() < end, "the child does not come to rest");
@@ -816,7 +944,7 @@ fn switches_agree_with_the_kernels_own_count() {
     assert_eq!(sum(|s| u64::from(s.involuntary)), after.1 - before.1);
     let turns = sum(|s| u64::from(s.voluntary) + u64::from(s.involuntary));
     let waits = sum(|s| u64::from(s.runq_waits));
-    assert_eq!(waits, turns, "each turn on the CPU was waited for once");
+    assert_eq!(waits, turns, "each turn on the CPU was waited for once; pid {pid} vol {} inv {} before {before:?} after {after:?}", sum(|s| u64::from(s.voluntary)), sum(|s| u64::from(s.involuntary)));
     assert!(sum(|s| s.runq_ns) > 0);
     if thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
         assert!(sum(|s| u64::from(s.migrations)) >= 30);
@@ -832,7 +960,9 @@ fn nothing_is_attached_that_nobody_subscribed_to() {
     let watch = Watch::new(object, options(&[&inside], &[]));
     let attached = || -> Vec<String> {
         let hooks = watch.handle.report().hooks.into_iter();
-        hooks.filter_map(|hook| hook.attached.map(|_| hook.name)).collect()
+        hooks
+            .filter_map(|hook| hook.attached.map(|_| hook.name))
+            .collect()
     };
     assert_eq!(attached(), [""; 0]);
 
@@ -844,7 +974,10 @@ fn nothing_is_attached_that_nobody_subscribed_to() {
     call();
     watch.handle.set_kinds(bits(&[Kind::GpuExit]));
     watch.wait_kinds(&[Kind::GpuExit]);
-    assert_eq!(attached(), ["process exit", "driver call return", "driver call entry"]);
+    assert_eq!(
+        attached(),
+        ["process exit", "driver call return", "driver call entry"]
+    );
     call();
     call();
     watch.handle.set_kinds(bits(&[Kind::Exec]));
@@ -859,7 +992,13 @@ fn nothing_is_attached_that_nobody_subscribed_to() {
     let seen = watch.stop();
     assert_eq!(seen.count(kind::GPU_EXIT), 2);
     assert_eq!(seen.records.len(), 2);
-    assert!(handle.report().hooks.iter().all(|hook| hook.attached.is_none()));
+    assert!(
+        handle
+            .report()
+            .hooks
+            .iter()
+            .all(|hook| hook.attached.is_none())
+    );
 }
 
 #[test]
@@ -879,7 +1018,9 @@ fn the_scope_can_be_changed_while_watching() {
     };
     call_in(&first, 3);
     call_in(&second, 5);
-    watch.handle.set_scope(Scope::Cgroups(vec![WorkloadId(second.id())]));
+    watch
+        .handle
+        .set_scope(Scope::Cgroups(vec![WorkloadId(second.id())]));
     watch.settle();
     call_in(&first, 7);
     call_in(&second, 11);
@@ -890,7 +1031,11 @@ fn the_scope_can_be_changed_while_watching() {
     let (first_id, second_id) = (first.id(), second.id());
     let seen = watch.stop();
     seen.assert_none_lost();
-    let of = |id| seen.of(kind::GPU_EXIT).filter(|r| r.header.workload == id).count();
+    let of = |id| {
+        seen.of(kind::GPU_EXIT)
+            .filter(|r| r.header.workload == id)
+            .count()
+    };
     assert_eq!((of(first_id), of(second_id)), (3 + 13, 11 + 17));
 }
 
@@ -923,20 +1068,36 @@ fn every_record_is_delivered_or_told_as_lost() {
     let lost = seen.lost(LOSS_RING_BUFFER);
     assert!(lost > 0);
     // A lost record may also be the child's end, which is recorded for the sensors' own sake.
-    assert!((CALLS..=CALLS + 1).contains(&(delivered + lost)), "{delivered} + {lost}");
-    assert!(seen.of(kind::LOST).all(|record| record.header.workload == workload));
+    assert!(
+        (CALLS..=CALLS + 1).contains(&(delivered + lost)),
+        "{delivered} + {lost}"
+    );
+    assert!(
+        seen.of(kind::LOST)
+            .all(|record| record.header.workload == workload)
+    );
     let samples: Vec<SampleGpu> = seen.bodies(kind::SAMPLE_GPU);
-    assert_eq!(samples.iter().map(|sample| u64::from(sample.calls)).sum::<u64>(), CALLS);
+    assert_eq!(
+        samples
+            .iter()
+            .map(|sample| u64::from(sample.calls))
+            .sum::<u64>(),
+        CALLS
+    );
 }
 
 #[test]
 fn entries_of_ended_processes_go_and_their_last_counts_are_told() {
     const PROCESSES: usize = 40;
-    let Some(object) = object("entries_of_ended_processes_go_and_their_last_counts_are_told") else {
+    let Some(object) = object("entries_of_ended_processes_go_and_their_last_counts_are_told")
+    else {
         return;
     };
     let inside = Cgroup::new();
-    let watch = Watch::new(object, options(&[&inside], &[Kind::SampleGpu, Kind::SampleSched]));
+    let watch = Watch::new(
+        object,
+        options(&[&inside], &[Kind::SampleGpu, Kind::SampleSched]),
+    );
     for _ in 0..PROCESSES {
         let child = Child::new(|| {
             let device = ptmx();
@@ -956,6 +1117,206 @@ fn entries_of_ended_processes_go_and_their_last_counts_are_told() {
     assert_eq!(calls, 3 * PROCESSES);
     assert_eq!(tracked, 0);
     assert_eq!(seen.count(kind::EXIT), 0, "not subscribed to");
+}
+
+/// A page whose first touch takes as long as a thread of this process likes: a driver call that
+/// writes to it is as slow, and holds meanwhile whatever lock the driver holds.
+mod slow_page {
+    use nix::{
+        libc,
+        sys::mman::{MapFlags, ProtFlags, mmap_anonymous},
+    };
+    use std::{
+        ffi::c_void,
+        num::NonZeroUsize,
+        os::fd::{AsRawFd, FromRawFd, OwnedFd},
+        ptr::NonNull,
+        thread,
+        time::Duration,
+    };
+
+    pub const BYTES: usize = 4096;
+    /// `UFFD_API` and `UFFDIO_REGISTER_MODE_MISSING` of include/uapi/linux/userfaultfd.h.
+    const API: u64 = 0xAA;
+    const MISSING: u64 = 1;
+
+    // The structures of that header, as words.
+    nix::ioctl_readwrite!(api, 0xAA, 0x3F, [u64; 3]);
+    nix::ioctl_readwrite!(register, 0xAA, 0x00, [u64; 4]);
+    nix::ioctl_readwrite!(zero, 0xAA, 0x04, [u64; 4]);
+
+    /// The page; `None` if userfaultfd is not permitted.
+    pub fn new(delay: Duration) -> Option<NonNull<c_void>> {
+        // SAFETY: the call has no preconditions; a good result is a descriptor of our own.
+        let fd = unsafe {
+            let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
+            (fd >= 0).then(|| OwnedFd::from_raw_fd(fd as i32))?
+        };
+        let length = NonZeroUsize::new(BYTES)?;
+        let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: fresh anonymous memory, handed out as an address only; the structures have the
+        // sizes that the commands carry.
+        let page = unsafe {
+            let page = mmap_anonymous(None, length, both, MapFlags::MAP_PRIVATE).ok()?;
+            api(fd.as_raw_fd(), &mut [API, 0, 0]).ok()?;
+            let start = page.as_ptr() as u64;
+            register(fd.as_raw_fd(), &mut [start, BYTES as u64, MISSING, 0]).ok()?;
+            page
+        };
+        let start = page.as_ptr() as u64;
+        thread::spawn(move || {
+            let mut message = [0; 32];
+            while nix::unistd::read(&fd, &mut message) == Ok(32) {
+                thread::sleep(delay);
+                // SAFETY: fills the page that was registered above.
+                let _ = unsafe { zero(fd.as_raw_fd(), &mut [start, BYTES as u64, 0, 0]) };
+            }
+        });
+        Some(page)
+    }
+}
+
+/// One process holds the driver; five others wait for it in short calls of their own.
+struct Contention {
+    holder: Child,
+    waiters: Vec<Child>,
+}
+
+const HOLD: Duration = Duration::from_millis(40);
+const ROUNDS: u32 = 10;
+
+impl Contention {
+    /// All of them share one pty, whose size is read under the pty's lock.
+    fn new() -> Self {
+        let device = Arc::new(ptmx());
+        let held = device.clone();
+        let holder = Child::new(move || {
+            let Some(page) = slow_page::new(HOLD) else {
+                return 77;
+            };
+            for _ in 0..ROUNDS {
+                // SAFETY: the kernel writes 8 bytes to the page, which nobody else looks at; giving
+                // it back makes the next touch slow again.
+                unsafe {
+                    nix::libc::ioctl(held.as_raw_fd(), nix::libc::TIOCGWINSZ, page.as_ptr());
+                    nix::libc::madvise(page.as_ptr(), slow_page::BYTES, nix::libc::MADV_DONTNEED);
+                }
+            }
+            0
+        });
+        let waiter = || {
+            let device = device.clone();
+            Child::new(move || {
+                let end = Instant::now() + HOLD * ROUNDS;
+                while Instant::now() < end {
+                    ask_window_size(&device);
+                    thread::sleep(Duration::from_millis(1));
+                }
+                0
+            })
+        };
+        Self {
+            holder,
+            waiters: (0..5).map(|_| waiter()).collect(),
+        }
+    }
+
+    fn start(&self) {
+        self.holder.start();
+        for waiter in &self.waiters {
+            waiter.start();
+        }
+    }
+
+    /// Whether it took place; not without userfaultfd.
+    fn end(self) -> bool {
+        self.holder.wait_done();
+        for waiter in self.waiters {
+            waiter.wait_done();
+            assert_eq!(waiter.finish(), 0);
+        }
+        self.holder.finish() == 0
+    }
+}
+
+/// Latency and hold time by process.
+fn times(seen: &Seen) -> std::collections::BTreeMap<u32, (u64, u64)> {
+    let mut times = std::collections::BTreeMap::new();
+    for record in seen.of(kind::SAMPLE_GPU) {
+        let sample: SampleGpu = record.get().expect("a sample");
+        let (latency, hold) = times.entry(record.header.pid).or_default();
+        *latency += sample.latency_ns;
+        *hold += sample.hold_ns;
+    }
+    times
+}
+
+#[test]
+fn with_one_holder_and_five_waiters_the_holder_holds_longest() {
+    let name = "with_one_holder_and_five_waiters_the_holder_holds_longest";
+    let Some(object) = object(name) else {
+        return;
+    };
+    let (inside, holders) = (Cgroup::new(), Cgroup::new());
+    let contention = Contention::new();
+    let holder = contention.holder.pid.as_raw() as u32;
+    holders.take(contention.holder.pid);
+    for waiter in &contention.waiters {
+        inside.take(waiter.pid);
+    }
+    let watch = Watch::new(object, options(&[&inside, &holders], &[Kind::SampleGpu]));
+    contention.start();
+    let mut in_call = false;
+    let end = Instant::now() + HOLD * ROUNDS;
+    while Instant::now() < end && !in_call {
+        in_call = watch.view.in_call(WorkloadId(holders.id()));
+        thread::sleep(Duration::from_millis(1));
+    }
+    if !contention.end() {
+        eprintln!("SKIPPED {name}: userfaultfd is not permitted");
+        return;
+    }
+    assert!(in_call, "the holder was seen inside its call");
+    assert!(
+        !watch.view.in_call(WorkloadId(holders.id())),
+        "and not after it"
+    );
+    let seen = watch.stop();
+    seen.assert_none_lost();
+    let times = times(&seen);
+    assert_eq!(times.len(), 6);
+    let longest = times
+        .iter()
+        .max_by_key(|(_, (_, hold))| *hold)
+        .map(|(pid, _)| *pid);
+    assert_eq!(longest, Some(holder), "{times:?}");
+}
+
+#[test]
+fn a_holder_out_of_sight_is_not_charged_to_those_who_wait_for_it() {
+    let name = "a_holder_out_of_sight_is_not_charged_to_those_who_wait_for_it";
+    let Some(object) = object(name) else {
+        return;
+    };
+    let inside = Cgroup::new();
+    let contention = Contention::new();
+    for waiter in &contention.waiters {
+        inside.take(waiter.pid);
+    }
+    let watch = Watch::new(object, options(&[&inside], &[Kind::SampleGpu]));
+    contention.start();
+    if !contention.end() {
+        eprintln!("SKIPPED {name}: userfaultfd is not permitted");
+        return;
+    }
+    let seen = watch.stop();
+    seen.assert_none_lost();
+    let times = times(&seen);
+    assert_eq!(times.len(), 5, "the holder is not watched");
+    let sum = times
+        .values()
+        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    assert!(sum.1 < sum.0 / 2, "latency and hold: {sum:?}");
 }
 
 #[test]

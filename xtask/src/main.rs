@@ -14,7 +14,7 @@ const HELP: &str = "\
 ./x COMMAND [ARGUMENTS]
 
   setup          find or install what building needs (BPF and WASM toolchains)
-  build          build the kernel programs, the policies and the agent (release)
+  build [--dev]  build the kernel programs, the policies and the agent (release)
   demo           build, then show Palisade at work on this kernel (under a minute)
   test [FILTER]  run every test that this machine can run; what cannot run is counted as skipped
   soak           the same tests with larger numbers (PALISADE_SOAK=1)
@@ -43,7 +43,10 @@ fn main() -> ExitCode {
 fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
     match command {
         "setup" => setup::setup().map(|_| ExitCode::SUCCESS),
-        "build" => build::build(build::Profile::Release).map(|()| ExitCode::SUCCESS),
+        "build" => {
+            let profile = if rest.iter().any(|word| word == "--dev") { build::Profile::Dev } else { build::Profile::Release };
+            build::build(profile).map(|()| ExitCode::SUCCESS)
+        }
         "demo" => build::demo(rest),
         "test" => test::test(rest, test::Size::Normal),
         "soak" => test::test(rest, test::Size::Soak),

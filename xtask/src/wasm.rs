@@ -22,9 +22,11 @@ const PROFILE: &[(&str, &str)] = &[
     ("CARGO_PROFILE_RELEASE_STRIP", "debuginfo"),
 ];
 
-/// Builds `policies/*` into `target/policies/NAME.wasm`; answers the components' paths.
+/// Builds `policies/*` and `examples/policies/*` into `target/policies/NAME.wasm`; answers the
+/// components' paths.
 pub fn build_policies(toolchain: &Toolchain) -> Result<Vec<PathBuf>> {
-    let names = folders(&root().join("policies"))?;
+    let mut names = folders(&root().join("policies"))?;
+    names.extend(folders(&root().join("examples/policies"))?);
     let mut command = compiler(toolchain, &root());
     for name in &names {
         command.args(["--package", name]);
@@ -37,7 +39,10 @@ pub fn build_policies(toolchain: &Toolchain) -> Result<Vec<PathBuf>> {
 pub fn build_guests(toolchain: &Toolchain) -> Result<Vec<PathBuf>> {
     let folder = root().join("tests/guests");
     let names = folders(&folder)?;
-    step("hostile guests (WASM)", compiler(toolchain, &folder).arg("--workspace"))?;
+    step(
+        "hostile guests (WASM)",
+        compiler(toolchain, &folder).arg("--workspace"),
+    )?;
     components(&names, "guest_", &target_folder().join("guests"))
 }
 
@@ -61,17 +66,30 @@ fn target_folder() -> PathBuf {
 
 /// Stable Rust if it has the target, else the compiler for BPF with `std` built from source.
 fn compiler(toolchain: &Toolchain, folder: &Path) -> Command {
-    let ready = output(cargo_sysroot().args(["--print", "sysroot"]))
-        .is_some_and(|sysroot| Path::new(&sysroot).join("lib/rustlib").join(TARGET).join("lib").exists());
-    let mut command = if ready { cargo() } else { toolchain.compiler.cargo() };
-    command.current_dir(folder).args(["build", "--release", "--locked", "--target", TARGET]);
+    let ready = output(cargo_sysroot().args(["--print", "sysroot"])).is_some_and(|sysroot| {
+        Path::new(&sysroot)
+            .join("lib/rustlib")
+            .join(TARGET)
+            .join("lib")
+            .exists()
+    });
+    let mut command = if ready {
+        cargo()
+    } else {
+        toolchain.compiler.cargo()
+    };
+    command
+        .current_dir(folder)
+        .args(["build", "--release", "--locked", "--target", TARGET]);
     if !ready {
         command.arg("-Zbuild-std=std,panic_abort");
     }
     command.arg("--target-dir").arg(target_folder());
     command.envs(PROFILE.iter().copied());
     // Flags meant for the host's compiler (linker, sanitizers) have no meaning here.
-    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
     command
 }
 
@@ -85,7 +103,9 @@ fn cargo_sysroot() -> Command {
 /// Names of the folders that hold a crate.
 fn folders(parent: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(parent).with_context(|| format!("cannot list {}", parent.display()))? {
+    for entry in
+        std::fs::read_dir(parent).with_context(|| format!("cannot list {}", parent.display()))?
+    {
         let entry = entry?;
         if entry.path().join("Cargo.toml").exists() {
             names.push(entry.file_name().to_string_lossy().into_owned());
@@ -102,8 +122,10 @@ fn components(names: &[String], prefix: &str, folder: &Path) -> Result<Vec<PathB
         .iter()
         .map(|name| {
             let module = built.join(format!("{prefix}{}.wasm", name.replace('-', "_")));
-            let bytes = std::fs::read(&module).with_context(|| format!("cannot read {}", module.display()))?;
-            let component = component(&bytes).with_context(|| format!("{name} does not make a component"))?;
+            let bytes = std::fs::read(&module)
+                .with_context(|| format!("cannot read {}", module.display()))?;
+            let component =
+                component(&bytes).with_context(|| format!("{name} does not make a component"))?;
             let path = folder.join(format!("{name}.wasm"));
             if std::fs::read(&path).ok().as_deref() != Some(&component) {
                 replace(&path, &component)?;
@@ -126,10 +148,14 @@ fn custom_section<'a>(binary: &'a [u8], wanted: &str) -> Result<Option<&'a [u8]>
     let mut rest = binary.get(PREAMBLE..).context("no WASM binary")?;
     while let Some((id, after)) = rest.split_first() {
         let (size, after) = leb(after).context("a section without a size")?;
-        let Some((body, next)) = after.split_at_checked(size) else { bail!("a section is cut off") };
+        let Some((body, next)) = after.split_at_checked(size) else {
+            bail!("a section is cut off")
+        };
         if *id == 0 {
             let (length, text) = leb(body).context("a custom section without a name")?;
-            let Some((name, data)) = text.split_at_checked(length) else { bail!("a section name is cut off") };
+            let Some((name, data)) = text.split_at_checked(length) else {
+                bail!("a section name is cut off")
+            };
             if name == wanted.as_bytes() {
                 return Ok(Some(data));
             }
@@ -179,9 +205,10 @@ mod tests {
         let long = vec![7; 300];
         append_custom_section(&mut module, "other", &long);
         append_custom_section(&mut module, MANIFEST_SECTION, b"[policy]");
-        assert_eq!(custom_section(&module, "other").unwrap(), Some(&long[..]));
-        assert_eq!(custom_section(&module, MANIFEST_SECTION).unwrap(), Some(&b"[policy]"[..]));
-        assert_eq!(custom_section(&module, "none").unwrap(), None);
+        let found = |name: &str| custom_section(&module, name).expect("a whole module");
+        assert_eq!(found("other"), Some(&long[..]));
+        assert_eq!(found(MANIFEST_SECTION), Some(&b"[policy]"[..]));
+        assert_eq!(found("none"), None);
         assert!(custom_section(&module[..module.len() - 1], "none").is_err());
     }
 }

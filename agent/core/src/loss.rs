@@ -71,6 +71,7 @@ mod tests {
         assert_eq!(losses.about_others(None, 1, 10), 1_000);
         losses.note(None, 5, 4);
         assert_eq!(losses.about_others(own, 13, 10), 5);
+        assert_eq!(losses.about_others(None, 13, 10), 5);
         assert_eq!(losses.about_others(own, 14, 10), 0);
     }
 

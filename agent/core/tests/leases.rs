@@ -197,6 +197,21 @@ fn an_act_that_keeps_failing_is_tried_ever_more_rarely() {
 }
 
 #[test]
+fn what_works_again_is_not_held_against_it() {
+    let mut sim = Sim::new();
+    for _ in 0..5 {
+        let effects = sim.ask("a", 7, QUOTA, 5_000);
+        let (effect, _) = act(&effects).expect("acts");
+        let effects = sim.outcome(effect, failed());
+        sim.outcome(undo(&effects).expect("undo").0, done());
+        sim.now_ns += SECOND;
+        sim.ask_done("a", 7, QUOTA, 5_000);
+        let effects = sim.step(Input::Release(None));
+        sim.outcome(undo(&effects).expect("undo").0, done());
+    }
+}
+
+#[test]
 fn a_kill_that_keeps_failing_does_not_loop() {
     let mut sim = Sim::new();
     let mut attempts = 0;
@@ -289,6 +304,19 @@ fn a_failed_loosening_is_retried_and_a_gone_target_is_undone() {
     assert_eq!(sim.core.status().leases[0].failures, 1);
     let effects = sim.tick_after(SECOND);
     assert_eq!(action(&effects), Some(Action::CpuQuota(300)));
+    sim.outcome(act(&effects).expect("loosens").0, done());
+    let status = sim.core.status();
+    assert_eq!(
+        (status.leases[0].failures, status.leases[0].lease.value),
+        (0, 300)
+    );
+    assert_eq!(
+        sim.core.next_deadline(),
+        Some(status.leases[0].lease.until_ns)
+    );
+
+    sim.ask_done("b", 7, Action::CpuQuota(100), 1_000);
+    let effects = sim.tick_after(SECOND);
     let effects = sim.outcome(act(&effects).expect("loosens").0, ActOutcome::Gone);
     assert_eq!(undo(&effects).map(|(_, _, why)| why), Some("target gone"));
 }

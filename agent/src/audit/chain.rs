@@ -74,7 +74,8 @@ impl FromStr for Head {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is no head: SEQ:HASH is a number, a colon and 64 hex digits");
+        let wrong =
+            || format!("\"{text}\" is no head: SEQ:HASH is a number, a colon and 64 hex digits");
         let (seq, hex) = text.trim().split_once(':').ok_or_else(wrong)?;
         let seq = seq.parse().map_err(|_| wrong())?;
         if hex.len() != 64 || !hex.is_ascii() {
@@ -84,7 +85,10 @@ impl FromStr for Head {
         for (i, byte) in hash.iter_mut().enumerate() {
             *byte = u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).map_err(|_| wrong())?;
         }
-        Ok(Self { seq, hash: Hash(hash) })
+        Ok(Self {
+            seq,
+            hash: Hash(hash),
+        })
     }
 }
 

@@ -41,7 +41,11 @@ pub fn parse_rfc3339(text: &str) -> Option<u64> {
     let text = text.trim();
     let date = text.get(..10)?;
     let mut parts = date.split('-');
-    let (year, month, day) = (number(parts.next()?)?, number(parts.next()?)?, number(parts.next()?)?);
+    let (year, month, day) = (
+        number(parts.next()?)?,
+        number(parts.next()?)?,
+        number(parts.next()?)?,
+    );
     if date.len() != 10 || parts.next().is_some() || !(1970..=2500).contains(&year) {
         return None;
     }
@@ -93,9 +97,11 @@ pub fn parse_when(text: &str, now_ns: u64) -> Result<u64, String> {
         return Ok(time);
     }
     let span = words.strip_suffix("ago").unwrap_or(words).trim();
-    parse_span(span).map(|ago| now_ns.saturating_sub(ago)).ok_or_else(|| {
-        format!("\"{text}\" is no time: try \"10m\", \"2h ago\" or 2026-11-22T23:30:00Z")
-    })
+    parse_span(span)
+        .map(|ago| now_ns.saturating_sub(ago))
+        .ok_or_else(|| {
+            format!("\"{text}\" is no time: try \"10m\", \"2h ago\" or 2026-11-22T23:30:00Z")
+        })
 }
 
 fn parse_span(text: &str) -> Option<u64> {
@@ -108,7 +114,9 @@ fn parse_span(text: &str) -> Option<u64> {
         let digits = rest.find(|c: char| !c.is_ascii_digit())?;
         let count = number(&rest[..digits])?;
         rest = rest[digits..].trim_start();
-        let end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+        let end = rest
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .unwrap_or(rest.len());
         let unit = match rest[..end].to_ascii_lowercase().as_str() {
             "ms" => NS / 1000,
             "s" | "sec" | "secs" | "second" | "seconds" => NS,
@@ -157,7 +165,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let of_year = of_era - (365 * year + year / 4 - year / 100);
     let shifted = (5 * of_year + 2) / 153;
     let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
     (era * 400 + year + u64::from(month <= 2), month, day)
 }
 
@@ -170,7 +182,10 @@ mod tests {
         for (ns, text) in [
             (0, "1970-01-01T00:00:00.000000Z"),
             (951_782_400 * NS, "2000-02-29T00:00:00.000000Z"),
-            (1_795_390_239 * NS + 123_456_000, "2026-11-22T23:30:39.123456Z"),
+            (
+                1_795_390_239 * NS + 123_456_000,
+                "2026-11-22T23:30:39.123456Z",
+            ),
             (4_102_444_799 * NS, "2099-12-31T23:59:59.000000Z"),
         ] {
             assert_eq!(rfc3339(ns), text);
@@ -184,8 +199,19 @@ mod tests {
         assert!(noon.is_some());
         assert_eq!(parse_rfc3339("2026-11-22T14:00:00+02:00"), noon);
         assert_eq!(parse_rfc3339("2026-11-22 12:00"), noon);
-        assert_eq!(parse_rfc3339("2026-11-22"), noon.map(|n| n - 12 * 3600 * NS));
-        for bad in ["", "2026", "2026-13-01", "2026-02-30", "2026-11-22Tnoon", "2026-11-22T25:00:00Z", "ä026-11-22"] {
+        assert_eq!(
+            parse_rfc3339("2026-11-22"),
+            noon.map(|n| n - 12 * 3600 * NS)
+        );
+        for bad in [
+            "",
+            "2026",
+            "2026-13-01",
+            "2026-02-30",
+            "2026-11-22Tnoon",
+            "2026-11-22T25:00:00Z",
+            "ä026-11-22",
+        ] {
             assert_eq!(parse_rfc3339(bad), None, "{bad}");
         }
     }
@@ -193,7 +219,13 @@ mod tests {
     #[test]
     fn people_may_type_spans() {
         let now = 1_000_000 * NS;
-        for (text, ago) in [("10m", 600), ("2h ago", 7200), ("90 s ago", 90), ("1h30m", 5400), ("2 days ago", 172_800)] {
+        for (text, ago) in [
+            ("10m", 600),
+            ("2h ago", 7200),
+            ("90 s ago", 90),
+            ("1h30m", 5400),
+            ("2 days ago", 172_800),
+        ] {
             assert_eq!(parse_when(text, now), Ok(now - ago * NS), "{text}");
         }
         assert_eq!(parse_when("now", now), Ok(now));

@@ -193,42 +193,59 @@ impl Entry {
     pub fn before(effect: &Effect) -> Option<Self> {
         Some(match effect {
             Effect::Record { .. } => return None,
-            Effect::Act { id, decision, policy, target, workload, cgroup, action, lease } => {
-                Entry::Intent {
-                    effect: *id,
-                    decision: *decision,
-                    policy: policy.clone(),
-                    action: *action,
-                    target: *target,
-                    workload: *workload,
-                    cgroup: cgroup.clone(),
-                    lease: lease.clone(),
-                    alert: None,
-                }
-            }
-            Effect::Alert { id, decision, policy, target, cgroup, severity, reason, evidence } => {
-                Entry::Intent {
-                    effect: *id,
-                    decision: *decision,
-                    policy: policy.clone(),
-                    action: Action::Alert,
-                    target: *target,
-                    workload: None,
-                    cgroup: cgroup.clone(),
-                    lease: None,
-                    alert: Some(AlertText {
-                        severity: *severity,
-                        reason: reason.clone(),
-                        evidence: evidence.clone(),
-                    }),
-                }
-            }
-            Effect::Renew { lease, until_ns } => {
-                Entry::Renew { lease: *lease, until_ns: *until_ns }
-            }
-            Effect::Undo { id, lease, why } => {
-                Entry::UndoIntent { effect: *id, lease: lease.clone(), why: why.clone() }
-            }
+            Effect::Act {
+                id,
+                decision,
+                policy,
+                target,
+                workload,
+                cgroup,
+                action,
+                lease,
+            } => Entry::Intent {
+                effect: *id,
+                decision: *decision,
+                policy: policy.clone(),
+                action: *action,
+                target: *target,
+                workload: *workload,
+                cgroup: cgroup.clone(),
+                lease: lease.clone(),
+                alert: None,
+            },
+            Effect::Alert {
+                id,
+                decision,
+                policy,
+                target,
+                cgroup,
+                severity,
+                reason,
+                evidence,
+            } => Entry::Intent {
+                effect: *id,
+                decision: *decision,
+                policy: policy.clone(),
+                action: Action::Alert,
+                target: *target,
+                workload: None,
+                cgroup: cgroup.clone(),
+                lease: None,
+                alert: Some(AlertText {
+                    severity: *severity,
+                    reason: reason.clone(),
+                    evidence: evidence.clone(),
+                }),
+            },
+            Effect::Renew { lease, until_ns } => Entry::Renew {
+                lease: *lease,
+                until_ns: *until_ns,
+            },
+            Effect::Undo { id, lease, why } => Entry::UndoIntent {
+                effect: *id,
+                lease: lease.clone(),
+                why: why.clone(),
+            },
         })
     }
 
@@ -236,12 +253,15 @@ impl Entry {
     pub fn after(effect: &Effect, outcome: ActOutcome) -> Option<Self> {
         match effect {
             Effect::Record { .. } | Effect::Renew { .. } => None,
-            Effect::Act { id, .. } | Effect::Alert { id, .. } => {
-                Some(Entry::Outcome { effect: *id, outcome })
-            }
-            Effect::Undo { id, lease, .. } => {
-                Some(Entry::UndoOutcome { effect: *id, lease: lease.id, outcome })
-            }
+            Effect::Act { id, .. } | Effect::Alert { id, .. } => Some(Entry::Outcome {
+                effect: *id,
+                outcome,
+            }),
+            Effect::Undo { id, lease, .. } => Some(Entry::UndoOutcome {
+                effect: *id,
+                lease: lease.id,
+                outcome,
+            }),
         }
     }
 }

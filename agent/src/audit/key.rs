@@ -30,7 +30,9 @@ pub(crate) struct Signing {
 
 impl std::fmt::Debug for Signing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Signing").field("public", &self.public_hex).finish_non_exhaustive()
+        f.debug_struct("Signing")
+            .field("public", &self.public_hex)
+            .finish_non_exhaustive()
     }
 }
 
@@ -108,15 +110,23 @@ impl Checking {
 
     /// Whether the signature covers every byte of the line before it.
     pub(crate) fn covers(&self, line: &[u8]) -> bool {
-        let Some(split) = line.len().checked_sub(SIG_FIELD.len() + 128 + 2) else { return false };
+        let Some(split) = line.len().checked_sub(SIG_FIELD.len() + 128 + 2) else {
+            return false;
+        };
         let (signed, rest) = line.split_at(split);
-        let Some(rest) = rest.strip_prefix(SIG_FIELD) else { return false };
-        let Some(hex) = rest.strip_suffix(b"\"}") else { return false };
+        let Some(rest) = rest.strip_prefix(SIG_FIELD) else {
+            return false;
+        };
+        let Some(hex) = rest.strip_suffix(b"\"}") else {
+            return false;
+        };
         let Some(bytes) = std::str::from_utf8(hex).ok().and_then(decode::<64>) else {
             return false;
         };
         let message = [CONTEXT, signed].concat();
-        self.0.verify_strict(&message, &Signature::from_bytes(&bytes)).is_ok()
+        self.0
+            .verify_strict(&message, &Signature::from_bytes(&bytes))
+            .is_ok()
     }
 }
 

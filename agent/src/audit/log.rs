@@ -96,8 +96,8 @@ pub struct Audit(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// Holds the directory's lock.
-    _lock: File,
+    /// Locks the directory until the log is closed.
+    lock: Mutex<Option<File>>,
 }
 
 /// [`super::open`] on a given disk.
@@ -118,12 +118,17 @@ pub(crate) fn open_on(
         Some(log) => log,
         None => random_name()?,
     };
-    let recovery =
-        Recovery { head: end.head, torn: end.torn.clone(), damaged: end.damaged.clone() };
+    let recovery = Recovery {
+        head: end.head,
+        torn: end.torn.clone(),
+        damaged: end.damaged.clone(),
+    };
     let (segment, segment_bytes) = end
         .segment
         .as_ref()
-        .map_or((NO_SEGMENT, options.segment_bytes), |(segment, len)| (segment.first, *len));
+        .map_or((NO_SEGMENT, options.segment_bytes), |(segment, len)| {
+            (segment.first, *len)
+        });
     let options = Options {
         checkpoint_records: options
             .checkpoint_records
@@ -145,7 +150,11 @@ pub(crate) fn open_on(
             closing: false,
             dead: false,
             failures: 0,
-            health: Health { ok: true, synced_seq: end.head.seq, ..Health::default() },
+            health: Health {
+                ok: true,
+                synced_seq: end.head.seq,
+                ..Health::default()
+            },
         }),
         work: Condvar::new(),
         done: Condvar::new(),
@@ -157,8 +166,11 @@ pub(crate) fn open_on(
         .name("audit".into())
         .spawn(move || writer.run())
         .map_err(|e| AuditError::io("start the writer thread for", dir, e))?;
-    let audit =
-        Audit(Arc::new(Inner { shared, thread: Mutex::new(Some(thread)), _lock: lock }));
+    let audit = Audit(Arc::new(Inner {
+        shared,
+        thread: Mutex::new(Some(thread)),
+        lock: Mutex::new(Some(lock)),
+    }));
     if let Some(torn) = end.torn {
         audit.append(Entry::Note {
             text: format!(
@@ -170,7 +182,9 @@ pub(crate) fn open_on(
     }
     if let Some(damaged) = end.damaged {
         tracing::error!(%damaged, "the audit log was damaged before this start");
-        audit.append(Entry::Note { text: format!("found damaged at start: {damaged}") });
+        audit.append(Entry::Note {
+            text: format!("found damaged at start: {damaged}"),
+        });
     }
     Ok((audit, recovery))
 }
@@ -217,7 +231,10 @@ impl Audit {
                     fault.unwrap_or_else(|| "its writer is gone".into()),
                 ));
             }
-            state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = shared
+                .done
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -235,7 +252,10 @@ impl Audit {
     /// How the log is, in numbers.
     pub fn health(&self) -> Health {
         let state = self.0.shared.lock();
-        Health { waiting_bytes: state.pending_bytes as u64, ..state.health.clone() }
+        Health {
+            waiting_bytes: state.pending_bytes as u64,
+            ..state.health.clone()
+        }
     }
 
     /// The public key of the checkpoints, lower-case hex.
@@ -263,8 +283,18 @@ impl Inner {
         }
         drop(state);
         self.shared.work.notify_one();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let panicked = thread.is_some_and(|t| t.join().is_err());
+        drop(
+            self.lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
         let state = self.shared.lock();
         if state.health.synced_seq >= state.head.seq {
             return Ok(state.head);
@@ -272,7 +302,11 @@ impl Inner {
         Err(AuditError::NotDurable(if panicked {
             "its writer panicked".into()
         } else {
-            state.health.fault.clone().unwrap_or_else(|| "its writer is gone".into())
+            state
+                .health
+                .fault
+                .clone()
+                .unwrap_or_else(|| "its writer is gone".into())
         }))
     }
 }
@@ -333,7 +367,10 @@ impl State {
     pub(crate) fn checkpoint(&mut self, shared: &Shared) {
         self.last_checkpoint = Instant::now();
         // Sealed without its closing brace, which comes with the signature.
-        let head = format!("{{\"kind\":\"checkpoint\",\"key\":\"{}\"", shared.signing.public_hex());
+        let head = format!(
+            "{{\"kind\":\"checkpoint\",\"key\":\"{}\"",
+            shared.signing.public_hex()
+        );
         self.push_line(shared, head.as_bytes(), true);
         self.since_checkpoint = 0;
     }
@@ -369,7 +406,10 @@ impl State {
         if seal {
             shared.signing.seal(&mut line);
         }
-        self.head = Head { seq, hash: Hash::of(&line) };
+        self.head = Head {
+            seq,
+            hash: Hash::of(&line),
+        };
         line.push(b'\n');
         self.since_checkpoint += 1;
         self.segment_bytes += line.len() as u64;
@@ -416,7 +456,9 @@ fn lock(dir: &Path) -> Result<File, AuditError> {
         .map_err(|e| AuditError::io("open", &path, e))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(AuditError::Locked { dir: dir.to_owned() }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(AuditError::Locked {
+            dir: dir.to_owned(),
+        }),
         Err(error) => Err(AuditError::io("lock", &path, error.into())),
     }
 }

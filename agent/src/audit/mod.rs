@@ -66,7 +66,7 @@ impl Default for Options {
             queue_bytes: 8 << 20,
             commit_every: Duration::from_millis(100),
             checkpoint_records: verify::CHECKPOINT_RECORDS,
-            checkpoint_every: Duration::from_secs(60),
+            checkpoint_every: Duration::from_mins(1),
             retry_every: Duration::from_secs(1),
         }
     }
@@ -125,7 +125,11 @@ pub enum AuditError {
 
 impl AuditError {
     fn io(verb: &'static str, path: &Path, source: std::io::Error) -> Self {
-        Self::Io { verb, path: path.to_owned(), source }
+        Self::Io {
+            verb,
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 

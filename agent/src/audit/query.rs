@@ -39,7 +39,7 @@ impl Record {
     /// Reads a line. `None` if it is no record.
     pub fn parse(line: &[u8]) -> Option<Self> {
         let mut record: Self = serde_json::from_slice(line).ok()?;
-        record.line = std::str::from_utf8(line).ok()?.to_owned();
+        std::str::from_utf8(line).ok()?.clone_into(&mut record.line);
         Some(record)
     }
 
@@ -56,7 +56,8 @@ impl Record {
     /// A field by its path, as `["policy", "name"]`.
     pub fn at(&self, path: &[&str]) -> Option<&Value> {
         let (first, rest) = path.split_first()?;
-        rest.iter().try_fold(self.fields.get(*first)?, |value, key| value.get(key))
+        rest.iter()
+            .try_fold(self.fields.get(*first)?, |value, key| value.get(key))
     }
 
     /// A text field by its path.
@@ -66,12 +67,16 @@ impl Record {
 
     /// Name of the policy that it is about.
     pub fn policy(&self) -> Option<&str> {
-        self.text(&["policy", "name"]).or_else(|| self.text(&["policy"]))
+        self.text(&["policy", "name"])
+            .or_else(|| self.text(&["policy"]))
     }
 
     /// Short name of the action that it is about ("cpu_quota", …).
     pub fn action(&self) -> Option<&str> {
-        match self.at(&["request", "action"]).or_else(|| self.at(&["action"])) {
+        match self
+            .at(&["request", "action"])
+            .or_else(|| self.at(&["action"]))
+        {
             Some(Value::String(name)) => Some(name),
             Some(Value::Object(of)) => of.keys().next().map(String::as_str),
             _ => self.text(&["lease", "knob"]),
@@ -127,13 +132,17 @@ impl Filter {
     /// Whether it takes `record`.
     pub fn takes(&self, record: &Record) -> bool {
         let same = |want: &Option<String>, have: Option<&str>| {
-            want.as_ref().is_none_or(|want| have.is_some_and(|have| alike(want, have)))
+            want.as_ref()
+                .is_none_or(|want| have.is_some_and(|have| alike(want, have)))
         };
         (self.kinds.is_empty() || self.kinds.iter().any(|k| alike(k, &record.kind)))
             && same(&self.policy, record.policy())
             && same(&self.action, record.action())
             && same(&self.outcome, record.outcome())
-            && self.target.as_ref().is_none_or(|want| names_target(want, record))
+            && self
+                .target
+                .as_ref()
+                .is_none_or(|want| names_target(want, record))
             && self.in_time(record)
     }
 
@@ -148,7 +157,13 @@ impl Filter {
 }
 
 fn alike(a: &str, b: &str) -> bool {
-    let plain = |c: u8| if c == b'-' { b'_' } else { c.to_ascii_lowercase() };
+    let plain = |c: u8| {
+        if c == b'-' {
+            b'_'
+        } else {
+            c.to_ascii_lowercase()
+        }
+    };
     a.len() == b.len() && a.bytes().zip(b.bytes()).all(|(a, b)| plain(a) == plain(b))
 }
 
@@ -246,17 +261,19 @@ pub fn head(dir: &Path) -> Result<Head, AuditError> {
             true
         })?;
         if let Some(record) = last {
-            return Ok(Head { seq: record.seq, hash: Hash::of(record.line.as_bytes()) });
+            return Ok(Head {
+                seq: record.seq,
+                hash: Hash::of(record.line.as_bytes()),
+            });
         }
     }
-    Err(AuditError::NoLog { dir: dir.to_owned() })
+    Err(AuditError::NoLog {
+        dir: dir.to_owned(),
+    })
 }
 
 /// Calls `visit` with every record from segment `from` on, until it returns false.
-pub(crate) fn walk(
-    dir: &Path,
-    visit: &mut dyn FnMut(Record) -> bool,
-) -> Result<(), AuditError> {
+pub(crate) fn walk(dir: &Path, visit: &mut dyn FnMut(Record) -> bool) -> Result<(), AuditError> {
     for segment in some_segments(dir)? {
         if !each(&segment, visit)? {
             break;
@@ -268,7 +285,9 @@ pub(crate) fn walk(
 fn some_segments(dir: &Path) -> Result<Vec<Segment>, AuditError> {
     let segments = segment::list(dir)?;
     if segments.is_empty() {
-        return Err(AuditError::NoLog { dir: dir.to_owned() });
+        return Err(AuditError::NoLog {
+            dir: dir.to_owned(),
+        });
     }
     Ok(segments)
 }
@@ -277,7 +296,10 @@ fn some_segments(dir: &Path) -> Result<Vec<Segment>, AuditError> {
 fn each(segment: &Segment, visit: &mut dyn FnMut(Record) -> bool) -> Result<bool, AuditError> {
     let mut lines = Lines::open(&segment.path)?;
     loop {
-        match lines.next().map_err(|e| AuditError::io("read", &segment.path, e))? {
+        match lines
+            .next()
+            .map_err(|e| AuditError::io("read", &segment.path, e))?
+        {
             Line::Whole(line) => {
                 if Record::parse(line).is_some_and(|record| !visit(record)) {
                     return Ok(false);
@@ -300,7 +322,11 @@ pub struct Follow {
 impl Follow {
     /// Begins behind record `after` (0: at the start of the log).
     pub fn after(dir: &Path, after: u64) -> Self {
-        Self { dir: dir.to_owned(), current: None, after }
+        Self {
+            dir: dir.to_owned(),
+            current: None,
+            after,
+        }
     }
 
     /// The records that have come since the last call; at most a few thousand at once. Empty if
@@ -325,9 +351,14 @@ impl Follow {
             };
             // A newer segment must be seen before the end of this one is, to be sure of it.
             let first = segment.first;
-            let newer = segment::list(&self.dir)?.into_iter().find(|s| s.first > first);
+            let newer = segment::list(&self.dir)?
+                .into_iter()
+                .find(|s| s.first > first);
             loop {
-                match lines.next().map_err(|e| AuditError::io("read", &segment.path, e))? {
+                match lines
+                    .next()
+                    .map_err(|e| AuditError::io("read", &segment.path, e))?
+                {
                     Line::Whole(line) => {
                         if let Some(record) = Record::parse(line)
                             && record.seq > self.after
@@ -351,7 +382,10 @@ impl Follow {
 
     fn first_segment(&self) -> Result<Option<Segment>, AuditError> {
         let mut segments = segment::list(&self.dir)?;
-        let at = segments.iter().rposition(|s| s.first <= self.after.saturating_add(1)).unwrap_or(0);
+        let at = segments
+            .iter()
+            .rposition(|s| s.first <= self.after.saturating_add(1))
+            .unwrap_or(0);
         Ok((at < segments.len()).then(|| segments.swap_remove(at)))
     }
 }

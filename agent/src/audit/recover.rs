@@ -4,9 +4,9 @@
 //! it, never deleted; a fault with a record behind it is no torn tail: it stays where it is for
 //! `verify` to find, and the log goes on after it.
 
+use super::AuditError;
 use super::chain::{Hash, Head, Meta};
 use super::segment::{self, Line, Lines, Segment};
-use super::AuditError;
 use serde::Deserialize;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -50,7 +50,10 @@ pub(crate) struct End {
 /// Reads the last segment (and those before it, if it has no record) and mends its tail.
 pub(crate) fn find_end(dir: &Path) -> Result<End, AuditError> {
     let mut end = End {
-        head: Head { seq: 0, hash: Hash::genesis() },
+        head: Head {
+            seq: 0,
+            hash: Hash::genesis(),
+        },
         segment: None,
         log: None,
         torn: None,
@@ -71,8 +74,7 @@ pub(crate) fn find_end(dir: &Path) -> Result<End, AuditError> {
             break;
         }
         // Made, but nothing of it was written before the crash.
-        fs::remove_file(&segment.path)
-            .map_err(|e| AuditError::io("remove", &segment.path, e))?;
+        fs::remove_file(&segment.path).map_err(|e| AuditError::io("remove", &segment.path, e))?;
     }
     // An emergency segment does not say the log's name; one before it does.
     while end.log.is_none()
@@ -90,7 +92,10 @@ struct Named {
 
 fn name_in(segment: &Segment) -> Result<Option<String>, AuditError> {
     let mut lines = Lines::open(&segment.path)?;
-    match lines.next().map_err(|e| AuditError::io("read", &segment.path, e))? {
+    match lines
+        .next()
+        .map_err(|e| AuditError::io("read", &segment.path, e))?
+    {
         Line::Whole(line) => Ok(serde_json::from_slice(line).ok().map(|n: Named| n.log)),
         _ => Ok(None),
     }
@@ -111,7 +116,9 @@ fn scan(segment: &Segment) -> Result<Scan, AuditError> {
     let mut scan = Scan::default();
     let mut bad: Option<u64> = None;
     loop {
-        let line = lines.next().map_err(|e| AuditError::io("read", &segment.path, e))?;
+        let line = lines
+            .next()
+            .map_err(|e| AuditError::io("read", &segment.path, e))?;
         let line = match line {
             Line::Whole(line) => line,
             Line::TooLong => &[],
@@ -139,7 +146,10 @@ fn scan(segment: &Segment) -> Result<Scan, AuditError> {
         if bad.is_some() || !follows {
             let at = bad.take().unwrap_or(lines.number);
             scan.damaged.get_or_insert_with(|| {
-                format!("{} line {at} does not follow from the line before", segment.name())
+                format!(
+                    "{} line {at} does not follow from the line before",
+                    segment.name()
+                )
             });
         }
         scan.head = Some(Head { seq, hash });
@@ -157,7 +167,12 @@ fn move_aside(segment: &Segment, from: u64, len: u64) -> Result<Torn, AuditError
     let mut moved_to = segment.path.with_extension(format!("{from}.torn"));
     let mut copy = 1;
     let mut target = loop {
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&moved_to) {
+        match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&moved_to)
+        {
             Ok(file) => break file,
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
                 copy += 1;
@@ -176,7 +191,11 @@ fn move_aside(segment: &Segment, from: u64, len: u64) -> Result<Torn, AuditError
         .set_len(from)
         .and_then(|()| source.sync_all())
         .map_err(|e| AuditError::io("cut", &segment.path, e))?;
-    Ok(Torn { segment: segment.path.clone(), moved_to, bytes: len - from })
+    Ok(Torn {
+        segment: segment.path.clone(),
+        moved_to,
+        bytes: len - from,
+    })
 }
 
 fn sync_dir(path: &Path) -> std::io::Result<()> {

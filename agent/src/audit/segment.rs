@@ -27,12 +27,17 @@ pub(crate) struct Segment {
 impl Segment {
     /// The segment of `dir` that begins with record `first`.
     pub(crate) fn at(dir: &Path, first: u64) -> Self {
-        Self { first, path: dir.join(format!("audit-{first:020}.jsonl")) }
+        Self {
+            first,
+            path: dir.join(format!("audit-{first:020}.jsonl")),
+        }
     }
 
     /// Its file's name.
     pub(crate) fn name(&self) -> String {
-        self.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+        self.path
+            .file_name()
+            .map_or_else(String::new, |n| n.to_string_lossy().into_owned())
     }
 }
 
@@ -40,7 +45,9 @@ impl Segment {
 pub(crate) fn list(dir: &Path) -> Result<Vec<Segment>, AuditError> {
     let entries = fs::read_dir(dir).map_err(|e| {
         if e.kind() == std::io::ErrorKind::NotFound {
-            AuditError::NoLog { dir: dir.to_owned() }
+            AuditError::NoLog {
+                dir: dir.to_owned(),
+            }
         } else {
             AuditError::io("read", dir, e)
         }
@@ -55,7 +62,10 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<Segment>, AuditError> {
             .filter(|digits| digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit()))
             .and_then(|digits| digits.parse().ok());
         if let Some(first) = first {
-            segments.push(Segment { first, path: entry.path() });
+            segments.push(Segment {
+                first,
+                path: entry.path(),
+            });
         }
     }
     segments.sort_by_key(|s| s.first);

@@ -4,8 +4,8 @@
 //! are joined only within where they are unique. Read-only, one pass for the links and one for
 //! the records.
 
-use super::query::{self, Record};
 use super::AuditError;
+use super::query::{self, Record};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -99,7 +99,10 @@ pub fn story(dir: &Path, seq: u64) -> Result<Story, AuditError> {
         }
     }
     if wanted.len() == 1 {
-        return Ok(Story { about: seq, records: vec![about] });
+        return Ok(Story {
+            about: seq,
+            records: vec![about],
+        });
     }
     let last = wanted.last().copied().unwrap_or(seq);
     let mut records = Vec::with_capacity(wanted.len());
@@ -110,5 +113,8 @@ pub fn story(dir: &Path, seq: u64) -> Result<Story, AuditError> {
         }
         more
     })?;
-    Ok(Story { about: seq, records })
+    Ok(Story {
+        about: seq,
+        records,
+    })
 }

@@ -1,4 +1,5 @@
 //! The writer against disks that refuse: full, failing, failing to sync.
+#![allow(clippy::unwrap_used)]
 
 use super::disk::{Disk, DiskFile, RealDisk};
 use super::log::{Audit, open_on};
@@ -40,7 +41,11 @@ impl Disk for FaultyDisk {
         if reserved {
             self.0.reserve.store(4096, Ordering::SeqCst);
         }
-        Ok(Box::new(FaultyFile { faults: Arc::clone(&self.0), file, reserved }))
+        Ok(Box::new(FaultyFile {
+            faults: Arc::clone(&self.0),
+            file,
+            reserved,
+        }))
     }
 
     fn reserve(&mut self, path: &Path, bytes: u64) -> io::Result<()> {
@@ -68,9 +73,17 @@ impl DiskFile for FaultyFile {
             0 => bytes.len(),
             short => bytes.len().min(short as usize),
         };
-        let pool = if self.reserved { &self.faults.reserve } else { &self.faults.room };
+        let pool = if self.reserved {
+            &self.faults.reserve
+        } else {
+            &self.faults.room
+        };
         let endless = self.faults.endless.load(Ordering::SeqCst);
-        let room = if endless { short } else { short.min(pool.load(Ordering::SeqCst) as usize) };
+        let room = if endless {
+            short
+        } else {
+            short.min(pool.load(Ordering::SeqCst) as usize)
+        };
         if room == 0 {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -124,13 +137,27 @@ fn eventually(what: &str, holds: impl Fn() -> bool) {
 }
 
 fn intact(dir: &Path, head: super::Head) {
-    let report = verify(dir, &VerifyOptions { head: Some(head), ..Default::default() }).unwrap();
+    let report = verify(
+        dir,
+        &VerifyOptions {
+            head: Some(head),
+            ..Default::default()
+        },
+    )
+    .unwrap();
     assert_eq!(report.status, Status::Intact, "{:#?}", report.faults);
 }
 
 fn notes(dir: &Path) -> String {
-    let filter = Filter { kinds: vec!["note".into()], ..Filter::default() };
-    read(dir, &filter).unwrap().iter().map(|r| r.line.clone() + "\n").collect()
+    let filter = Filter {
+        kinds: vec!["note".into()],
+        ..Filter::default()
+    };
+    read(dir, &filter)
+        .unwrap()
+        .iter()
+        .map(|r| r.line.clone() + "\n")
+        .collect()
 }
 
 #[test]
@@ -147,7 +174,10 @@ fn full_disk_goes_on_in_the_reserve_and_says_so() {
     audit.append_durable(note("in the reserve")).unwrap();
     // The reserve fills, too: now nothing is durable any more.
     let error = (0..100).find_map(|_| audit.append_durable(note("x".repeat(200))).err());
-    assert!(matches!(error, Some(AuditError::NotDurable(ref why)) if why.contains("audit-")), "{error:?}");
+    assert!(
+        matches!(error, Some(AuditError::NotDurable(ref why)) if why.contains("audit-")),
+        "{error:?}"
+    );
     let during = verify(dir.path(), &VerifyOptions::default()).unwrap();
     assert_eq!(during.fault_count, 0, "{:#?}", during.faults);
     // Room again: all that waited is written, in order, and the reserve is set aside anew.
@@ -158,7 +188,12 @@ fn full_disk_goes_on_in_the_reserve_and_says_so() {
     let head = audit.close().unwrap();
     intact(dir.path(), head);
     let notes = notes(dir.path());
-    for part in ["goes on in its reserve", "as the disk fills", "has room again", "after"] {
+    for part in [
+        "goes on in its reserve",
+        "as the disk fills",
+        "has room again",
+        "after",
+    ] {
         assert!(notes.contains(part), "{part} is not in\n{notes}");
     }
     assert!(dir.path().join(super::writer::RESERVE_FILE).exists());
@@ -167,7 +202,13 @@ fn full_disk_goes_on_in_the_reserve_and_says_so() {
 #[test]
 fn full_disk_at_rotation_uses_the_reserve() {
     let dir = tempfile::tempdir().unwrap();
-    let (audit, faults) = faulty(dir.path(), Options { segment_bytes: 2000, ..quick() });
+    let (audit, faults) = faulty(
+        dir.path(),
+        Options {
+            segment_bytes: 2000,
+            ..quick()
+        },
+    );
     audit.append_durable(note("one")).unwrap();
     faults.endless.store(false, Ordering::SeqCst);
     faults.room.store(1400, Ordering::SeqCst);
@@ -195,7 +236,10 @@ fn failed_write_is_told_to_who_waits_and_done_again() {
     eventually("healthy again", || audit.healthy());
     let head = audit.close().unwrap();
     intact(dir.path(), head);
-    assert!(notes(dir.path()).contains("during"), "it was taken, so it is written in the end");
+    assert!(
+        notes(dir.path()).contains("during"),
+        "it was taken, so it is written in the end"
+    );
     assert!(notes(dir.path()).contains("is written again, after"));
 }
 
@@ -204,7 +248,10 @@ fn failed_sync_writes_the_same_bytes_again() {
     let dir = tempfile::tempdir().unwrap();
     let (audit, faults) = faulty(dir.path(), quick());
     faults.broken_syncs.store(true, Ordering::SeqCst);
-    assert!(matches!(audit.append_durable(note("unsynced")), Err(AuditError::NotDurable(_))));
+    assert!(matches!(
+        audit.append_durable(note("unsynced")),
+        Err(AuditError::NotDurable(_))
+    ));
     assert_eq!(audit.health().synced_seq, 0);
     faults.short.store(100, Ordering::SeqCst);
     faults.broken_syncs.store(false, Ordering::SeqCst);
@@ -215,16 +262,27 @@ fn failed_sync_writes_the_same_bytes_again() {
 #[test]
 fn appending_never_waits_for_a_stuck_disk_and_drops_are_told() {
     let dir = tempfile::tempdir().unwrap();
-    let (audit, faults) = faulty(dir.path(), Options { queue_bytes: 20_000, ..quick() });
+    let (audit, faults) = faulty(
+        dir.path(),
+        Options {
+            queue_bytes: 20_000,
+            ..quick()
+        },
+    );
     audit.append_durable(note("first")).unwrap();
     let stuck = faults.stuck.lock().unwrap();
     // The writer may take one chunk with it; after that, the queue fills. None of this waits.
-    let taken = (0..500).filter(|i| audit.append(note(format!("{i:0100}"))).is_some()).count();
+    let taken = (0..500)
+        .filter(|i| audit.append(note(format!("{i:0100}"))).is_some())
+        .count();
     let dropped = audit.health().dropped;
     assert!(taken > 0 && dropped > 0);
     assert_eq!(taken as u64 + dropped, 500);
     assert!(!audit.healthy());
-    assert!(matches!(audit.append_durable(note("no room")), Err(AuditError::NotTaken(_))));
+    assert!(matches!(
+        audit.append_durable(note("no room")),
+        Err(AuditError::NotTaken(_))
+    ));
     drop(stuck);
     eventually("healthy again", || audit.healthy());
     intact(dir.path(), audit.close().unwrap());

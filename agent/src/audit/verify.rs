@@ -4,10 +4,10 @@
 //! memory independent of the log's size. A place is named for every fault: file, line, record.
 //! An unfinished last line is no fault: a writer is at work on it, or was cut off.
 
+use super::AuditError;
 use super::chain::{Hash, Head, Meta};
 use super::key::{Checking, PUBLIC_FILE};
 use super::segment::{self, Line, Lines, Segment};
-use super::AuditError;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -88,7 +88,11 @@ impl std::fmt::Display for Fault {
         if self.file.is_empty() {
             return f.write_str(&self.what);
         }
-        write!(f, "{} line {} (record {}): {}", self.file, self.line, self.seq, self.what)
+        write!(
+            f,
+            "{} line {} (record {}): {}",
+            self.file, self.line, self.seq, self.what
+        )
     }
 }
 
@@ -127,7 +131,10 @@ pub fn verify_with_progress(
             // now, and read to its end before the new one is.
             let known = segment.first;
             segments = segment::list(dir)?;
-            next = segments.iter().position(|s| s.first > known).unwrap_or(segments.len());
+            next = segments
+                .iter()
+                .position(|s| s.first > known)
+                .unwrap_or(segments.len());
             if next < segments.len() {
                 unfinished = walk.read(&segment, &mut lines, progress)?;
             }
@@ -136,7 +143,11 @@ pub fn verify_with_progress(
         walk.report.bytes += lines.offset;
         if unfinished > 0 {
             if next < segments.len() {
-                walk.fault(&segment, lines.number + 1, "it ends in the middle of a record".into());
+                walk.fault(
+                    &segment,
+                    lines.number + 1,
+                    "it ends in the middle of a record".into(),
+                );
             }
             walk.report.unfinished_bytes = unfinished;
         }
@@ -190,7 +201,10 @@ impl Walk {
                 faults: Vec::new(),
                 fault_count: 0,
                 first_seq: 0,
-                head: Head { seq: 0, hash: Hash::genesis() },
+                head: Head {
+                    seq: 0,
+                    hash: Hash::genesis(),
+                },
                 records: 0,
                 segments: 0,
                 bytes: 0,
@@ -218,7 +232,12 @@ impl Walk {
     }
 
     fn fault(&mut self, segment: &Segment, line: u64, what: String) {
-        let fault = Fault { file: segment.name(), line, seq: self.expected, what };
+        let fault = Fault {
+            file: segment.name(),
+            line,
+            seq: self.expected,
+            what,
+        };
         self.push_fault(fault);
     }
 
@@ -227,11 +246,19 @@ impl Walk {
         if begun && segment.first > self.expected {
             self.settle(None);
             let (from, to) = (self.expected, segment.first - 1);
-            self.fault(segment, 0, format!("records {from} to {to} are missing before this segment"));
+            self.fault(
+                segment,
+                0,
+                format!("records {from} to {to} are missing before this segment"),
+            );
             self.expected = segment.first;
             self.before = None;
         } else if begun && segment.first < self.expected {
-            self.fault(segment, 0, "its name does not follow from the segment before".into());
+            self.fault(
+                segment,
+                0,
+                "its name does not follow from the segment before".into(),
+            );
         }
     }
 
@@ -244,7 +271,10 @@ impl Walk {
     ) -> Result<u64, AuditError> {
         loop {
             let (offset, number) = (lines.offset, lines.number + 1);
-            match lines.next().map_err(|e| AuditError::io("read", &segment.path, e))? {
+            match lines
+                .next()
+                .map_err(|e| AuditError::io("read", &segment.path, e))?
+            {
                 Line::Whole(line) => self.line(segment, number, line),
                 Line::TooLong => self.line(segment, number, b""),
                 Line::Unfinished(bytes) => return Ok(bytes),
@@ -259,7 +289,11 @@ impl Walk {
     fn line(&mut self, segment: &Segment, number: u64, line: &[u8]) {
         let Some(meta) = Meta::parse(line) else {
             self.settle(None);
-            self.fault(segment, number, "this line is no record (edited or overwritten)".into());
+            self.fault(
+                segment,
+                number,
+                "this line is no record (edited or overwritten)".into(),
+            );
             self.expected += 1;
             self.before = None;
             return;
@@ -273,7 +307,10 @@ impl Walk {
             what: String::new(),
         };
         if meta.v > super::chain::VERSION {
-            let what = format!("it has format version {}, which this program does not know", meta.v);
+            let what = format!(
+                "it has format version {}, which this program does not know",
+                meta.v
+            );
             self.push_fault(Fault { what, ..here() });
         }
         let links = match &self.before {
@@ -284,7 +321,10 @@ impl Walk {
         };
         self.settle(Some((seq, links)));
         if number == 1 && seq != segment.first {
-            let what = format!("the file's name says that record {} begins it", segment.first);
+            let what = format!(
+                "the file's name says that record {} begins it",
+                segment.first
+            );
             self.push_fault(Fault { what, ..here() });
         }
         if self.report.records == 0 {
@@ -297,8 +337,15 @@ impl Walk {
             let what = "this record is a duplicate or out of order".to_owned();
             self.push_fault(Fault { what, ..here() });
         } else if seq > self.expected {
-            let fault = Fault { seq: self.expected, ..here() };
-            self.doubt = Some(Doubt { fault, seq, kind: DoubtKind::Gap });
+            let fault = Fault {
+                seq: self.expected,
+                ..here()
+            };
+            self.doubt = Some(Doubt {
+                fault,
+                seq,
+                kind: DoubtKind::Gap,
+            });
         } else if !links {
             let fault = self.before.as_ref().map_or_else(here, |before| Fault {
                 file: before.file.clone(),
@@ -306,20 +353,32 @@ impl Walk {
                 seq: seq - 1,
                 what: String::new(),
             });
-            self.doubt = Some(Doubt { fault, seq, kind: DoubtKind::Edited { this: here() } });
+            self.doubt = Some(Doubt {
+                fault,
+                seq,
+                kind: DoubtKind::Edited { this: here() },
+            });
         }
         self.checkpoint(&meta, line, here());
         if let Some(anchor) = self.anchor.filter(|a| a.seq == seq && !self.anchor_seen) {
             self.anchor_seen = true;
             if anchor.hash != hash {
-                let what = "its hash is not that of the head: it was changed, or this is another log";
-                self.push_fault(Fault { what: what.into(), ..here() });
+                let what =
+                    "its hash is not that of the head: it was changed, or this is another log";
+                self.push_fault(Fault {
+                    what: what.into(),
+                    ..here()
+                });
             }
         }
         self.report.records += 1;
         self.report.head = Head { seq, hash };
         self.expected = seq + 1;
-        self.before = Some(Before { hash, file: segment.name(), line: number });
+        self.before = Some(Before {
+            hash,
+            file: segment.name(),
+            line: number,
+        });
     }
 
     fn first(&mut self, segment: &Segment, seq: u64, links: bool, here: Fault) {
@@ -327,7 +386,10 @@ impl Walk {
         if seq == 1 && !links {
             let what = "the first record does not begin a log (edited)".to_owned();
             self.push_fault(Fault { what, ..here });
-        } else if seq > 1 && seq == segment.first && self.report.fault_count == 0 && !self.allow_pruned
+        } else if seq > 1
+            && seq == segment.first
+            && self.report.fault_count == 0
+            && !self.allow_pruned
         {
             let what = format!(
                 "the log begins at record {seq}: records 1 to {} are missing (if old segments were \
@@ -359,7 +421,10 @@ impl Walk {
             }
             Some(_) => {
                 let what = "the checkpoint's signature is wrong (edited, or made with another key)";
-                self.push_fault(Fault { what: what.into(), ..here });
+                self.push_fault(Fault {
+                    what: what.into(),
+                    ..here
+                });
             }
             None if !self.unsealed_told => {
                 self.unsealed_told = true;
@@ -374,24 +439,38 @@ impl Walk {
 
     /// Decides an open doubt with the number of the next record, and whether it links.
     fn settle(&mut self, next: Option<(u64, bool)>) {
-        let Some(doubt) = self.doubt.take() else { return };
+        let Some(doubt) = self.doubt.take() else {
+            return;
+        };
         let fault = match doubt.kind {
             // This line is what the next one says it is, so the line before was changed.
             DoubtKind::Edited { this } => match next {
-                Some((_, false)) => Fault { what: "this record was edited".into(), ..this },
-                _ => Fault { what: "this record was edited".into(), ..doubt.fault },
+                Some((_, false)) => Fault {
+                    what: "this record was edited".into(),
+                    ..this
+                },
+                _ => Fault {
+                    what: "this record was edited".into(),
+                    ..doubt.fault
+                },
             },
             DoubtKind::Gap => {
                 let (from, to) = (doubt.fault.seq, doubt.seq - 1);
                 let late = next.is_some_and(|(seq, _)| seq <= to);
                 let what = if late {
-                    format!("out of order: record {} stands where {from} should", doubt.seq)
+                    format!(
+                        "out of order: record {} stands where {from} should",
+                        doubt.seq
+                    )
                 } else if from == to {
                     format!("record {from} was removed before this line")
                 } else {
                     format!("records {from} to {to} were removed before this line")
                 };
-                Fault { what, ..doubt.fault }
+                Fault {
+                    what,
+                    ..doubt.fault
+                }
             }
         };
         self.push_fault(fault);
@@ -400,10 +479,18 @@ impl Walk {
     fn finish(mut self, options: &VerifyOptions) -> Report {
         self.settle(None);
         let last = self.report.head.seq;
-        let whole = |what: String, seq| Fault { file: String::new(), line: 0, seq, what };
+        let whole = |what: String, seq| Fault {
+            file: String::new(),
+            line: 0,
+            seq,
+            what,
+        };
         if let Some(anchor) = self.anchor.filter(|_| !self.anchor_seen) {
             let what = if anchor.seq > last {
-                format!("cut short of the head: it ends at record {last}, the head is record {}", anchor.seq)
+                format!(
+                    "cut short of the head: it ends at record {last}, the head is record {}",
+                    anchor.seq
+                )
             } else {
                 format!("record {} of the head is not in it", anchor.seq)
             };
@@ -418,7 +505,9 @@ impl Walk {
         } else if options.head.is_some() && anchored == last {
             Status::Intact
         } else {
-            Status::Unanchored { after_seq: anchored.max(self.report.sealed_seq) }
+            Status::Unanchored {
+                after_seq: anchored.max(self.report.sealed_seq),
+            }
         };
         self.report
     }

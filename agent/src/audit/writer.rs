@@ -157,8 +157,12 @@ impl Writer {
             if until <= now {
                 break;
             }
-            let until = until.min(idle_until).min(self.reserve_at.unwrap_or(idle_until));
-            let pause = until.saturating_duration_since(now).max(Duration::from_millis(1));
+            let until = until
+                .min(idle_until)
+                .min(self.reserve_at.unwrap_or(idle_until));
+            let pause = until
+                .saturating_duration_since(now)
+                .max(Duration::from_millis(1));
             state = shared
                 .work
                 .wait_timeout(state, pause)
@@ -205,26 +209,43 @@ impl Writer {
             self.push_out()?;
             self.sync_if_due()?;
         }
-        if sync { self.sync() } else { self.sync_if_due() }
+        if sync {
+            self.sync()
+        } else {
+            self.sync_if_due()
+        }
     }
 
     fn sync_if_due(&mut self) -> Result<(), (String, io::Error)> {
         let every = self.shared.options.commit_every;
         let since = self.file.as_ref().and_then(|f| f.since);
-        if since.is_some_and(|s| s.elapsed() >= every) { self.sync() } else { Ok(()) }
+        if since.is_some_and(|s| s.elapsed() >= every) {
+            self.sync()
+        } else {
+            Ok(())
+        }
     }
 
     /// Puts a chunk behind the current lines, in its segment.
     fn take(&mut self, chunk: &Chunk) -> Result<(), (String, io::Error)> {
-        if self.file.as_ref().is_some_and(|f| f.lines.len() >= UNSYNCED_BYTES) {
+        if self
+            .file
+            .as_ref()
+            .is_some_and(|f| f.lines.len() >= UNSYNCED_BYTES)
+        {
             self.sync()?;
         }
-        let fits = self.file.as_ref().is_some_and(|f| f.segment == chunk.segment);
+        let fits = self
+            .file
+            .as_ref()
+            .is_some_and(|f| f.segment == chunk.segment);
         if !fits {
             self.sync()?;
             self.open_for(chunk)?;
         }
-        let Some(open) = &mut self.file else { return Ok(()) };
+        let Some(open) = &mut self.file else {
+            return Ok(());
+        };
         if open.lines.is_empty() {
             open.first = chunk.first;
         }
@@ -236,9 +257,9 @@ impl Writer {
     fn open_for(&mut self, chunk: &Chunk) -> Result<(), (String, io::Error)> {
         let path = Segment::at(&self.dir, chunk.first).path;
         let file = match self.disk.open(&path) {
-            Err(error) if full(&error) && self.reserve == Reserve::Ready => {
-                self.use_reserve(&path).map_err(|e| told("open", &path, e))?
-            }
+            Err(error) if full(&error) && self.reserve == Reserve::Ready => self
+                .use_reserve(&path)
+                .map_err(|e| told("open", &path, e))?,
             other => other.map_err(|e| told("open", &path, e))?,
         };
         self.file = Some(Open {
@@ -282,7 +303,9 @@ impl Writer {
     }
 
     fn sync(&mut self) -> Result<(), (String, io::Error)> {
-        let Some(open) = &mut self.file else { return Ok(()) };
+        let Some(open) = &mut self.file else {
+            return Ok(());
+        };
         if open.lines.is_empty() {
             return Ok(());
         }
@@ -305,17 +328,26 @@ impl Writer {
 
     /// The disk is full: what does not fit any more goes to the reserve, from a record's start.
     fn move_to_reserve(&mut self) -> Result<(), (String, io::Error)> {
-        let Some(mut open) = self.file.take() else { return Ok(()) };
-        let whole = open.lines[..open.written].iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
-        let kept = open.lines[..whole].iter().filter(|b| **b == b'\n').count() as u64;
+        let Some(mut open) = self.file.take() else {
+            return Ok(());
+        };
+        let whole = open.lines[..open.written]
+            .iter()
+            .rposition(|b| *b == b'\n')
+            .map_or(0, |n| n + 1);
+        let kept = open.lines[..whole].split_inclusive(|b| *b == b'\n').count() as u64;
         let rest = open.lines.split_off(whole);
         let (first, last) = (open.first + kept, open.last);
         let moved = (|| {
-            open.file.truncate(open.synced + whole as u64).map_err(|e| told("cut", &open.path, e))?;
+            open.file
+                .truncate(open.synced + whole as u64)
+                .map_err(|e| told("cut", &open.path, e))?;
             open.file.sync().map_err(|e| told("sync", &open.path, e))?;
             let path = Segment::at(&self.dir, first).path;
             // An empty segment may already have this name: it is replaced.
-            let file = self.use_reserve(&path).map_err(|e| told("use the reserve as", &path, e))?;
+            let file = self
+                .use_reserve(&path)
+                .map_err(|e| told("use the reserve as", &path, e))?;
             Ok((path, file))
         })();
         match moved {
@@ -398,7 +430,8 @@ impl Writer {
             state.health.ok = true;
             if state.health.fault.take().is_some() {
                 let errors = state.health.errors;
-                let text = format!("the log is written again, after {errors} errors since its start");
+                let text =
+                    format!("the log is written again, after {errors} errors since its start");
                 state.note(&self.shared, text);
             }
             tracing::warn!("the audit log is written again");
@@ -423,7 +456,10 @@ impl Writer {
 }
 
 fn full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 fn told(verb: &str, path: &Path, error: io::Error) -> (String, io::Error) {

@@ -6,9 +6,7 @@
 mod words;
 
 use super::style::{Style, ago};
-use crate::audit::{
-    self, Filter, Follow, Head, Record, Report, Status, VerifyOptions, clock,
-};
+use crate::audit::{self, Filter, Follow, Head, Record, Report, Status, VerifyOptions, clock};
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use std::io::{self, IsTerminal, Write};
@@ -166,9 +164,17 @@ pub fn run(args: &AuditArgs, dir: &Path) -> anyhow::Result<u8> {
 fn dispatch(args: &AuditArgs, dir: &Path, style: Style, out: &mut dyn Write) -> anyhow::Result<u8> {
     let json = args.json;
     match &args.command {
-        Command::Tail { lines, follow, which } => {
+        Command::Tail {
+            lines,
+            follow,
+            which,
+        } => {
             let filter = which.filter()?;
-            let newest = Filter { reverse: true, limit: Some(*lines), ..filter.clone() };
+            let newest = Filter {
+                reverse: true,
+                limit: Some(*lines),
+                ..filter.clone()
+            };
             let records = audit::read(dir, &newest);
             let mut records = match records {
                 // Nothing yet: --follow waits for it.
@@ -181,12 +187,23 @@ fn dispatch(args: &AuditArgs, dir: &Path, style: Style, out: &mut dyn Write) -> 
             }
             print(out, &records, json, style)?;
         }
-        Command::List { which, limit, reverse } => {
-            let filter = Filter { limit: *limit, reverse: *reverse, ..which.filter()? };
+        Command::List {
+            which,
+            limit,
+            reverse,
+        } => {
+            let filter = Filter {
+                limit: *limit,
+                reverse: *reverse,
+                ..which.filter()?
+            };
             let records = audit::read(dir, &filter).map_err(|e| hint(e, dir))?;
             print(out, &records, json, style)?;
             if records.is_empty() && style.terminal && !json {
-                writeln!(out, "No record matches. Without filters: palisade audit tail")?;
+                writeln!(
+                    out,
+                    "No record matches. Without filters: palisade audit tail"
+                )?;
             }
         }
         Command::Show { seq } => {
@@ -205,7 +222,12 @@ fn dispatch(args: &AuditArgs, dir: &Path, style: Style, out: &mut dyn Write) -> 
                 write!(out, "{}", words::story(&story, style, clock::wall_ns()))?;
             }
         }
-        Command::Verify { head, head_file, public_key, allow_pruned } => {
+        Command::Verify {
+            head,
+            head_file,
+            public_key,
+            allow_pruned,
+        } => {
             let head = match head_file {
                 Some(path) => Some(read_head(path)?),
                 None => *head,
@@ -220,7 +242,11 @@ fn dispatch(args: &AuditArgs, dir: &Path, style: Style, out: &mut dyn Write) -> 
         Command::Head => {
             let head = audit::head(dir).map_err(|e| hint(e, dir))?;
             if json {
-                writeln!(out, "{}", serde_json::json!({ "seq": head.seq, "hash": head.hash.to_string() }))?;
+                writeln!(
+                    out,
+                    "{}",
+                    serde_json::json!({ "seq": head.seq, "hash": head.hash.to_string() })
+                )?;
             } else {
                 writeln!(out, "{head}")?;
             }
@@ -260,8 +286,11 @@ fn tail(
     );
     let mut follow = Follow::after(dir, after);
     loop {
-        let new: Vec<Record> =
-            follow.poll()?.into_iter().filter(|record| filter.takes(record)).collect();
+        let new: Vec<Record> = follow
+            .poll()?
+            .into_iter()
+            .filter(|record| filter.takes(record))
+            .collect();
         if json {
             print(out, &new, true, style)?;
         } else {
@@ -313,7 +342,8 @@ fn code(report: &Report) -> u8 {
 fn read_head(path: &Path) -> anyhow::Result<Head> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the head in {}", path.display()))?;
-    text.parse().map_err(|e: String| anyhow!("{}: {e}", path.display()))
+    text.parse()
+        .map_err(|e: String| anyhow!("{}: {e}", path.display()))
 }
 
 fn hint(error: audit::AuditError, dir: &Path) -> anyhow::Error {
@@ -322,7 +352,9 @@ fn hint(error: audit::AuditError, dir: &Path) -> anyhow::Error {
             "has an agent run here? (palisade status; another place: --dir DIR)".to_owned()
         }
         audit::AuditError::NoRecord { .. } => "see the latest: palisade audit tail".to_owned(),
-        audit::AuditError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+        audit::AuditError::Io { source, .. }
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
             format!("only root may read {}: try sudo", dir.display())
         }
         _ => return error.into(),

@@ -14,6 +14,7 @@ mod claims;
 mod replay;
 mod screen;
 mod script;
+mod settings;
 mod stage;
 mod story;
 
@@ -25,7 +26,8 @@ use anyhow::{Context, Result};
 use claims::Claim;
 use clap::Args;
 use screen::{Screen, Tone};
-use stage::{Programs, Stage};
+use settings::POLICIES;
+use stage::{Options, Programs, Stage};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,45 +40,7 @@ const LOADER: &str = "reload-loop";
 /// Where an installation has its policies.
 const INSTALLED_POLICIES: &str = "/usr/lib/palisade/policies";
 
-/// A policy with its settings for the demo: shorter than the defaults, so that it ends soon.
-#[derive(Debug)]
-struct Shortened {
-    name: &'static str,
-    /// What the operator grants.
-    grant: &'static [&'static str],
-    settings: &'static [&'static str],
-}
-
-const GRANT: &[&str] = &[
-    "cooldown = \"2s\"",
-    "max-lease = \"6s\"",
-    "min-quota = 0.05",
-];
-
-const POLICIES: [Shortened; 2] = [
-    Shortened {
-        name: "gpu-contention",
-        grant: GRANT,
-        settings: &[
-            "window_ms = 700",
-            "sustain = 3",
-            "quota_permille = 50",
-            "lease_ms = 3000",
-            "idle_ms = 1000",
-        ],
-    },
-    Shortened {
-        name: "reload-loop",
-        grant: GRANT,
-        settings: &[
-            "epochs = 3",
-            "min_gap_ms = 700",
-            "quota_permille = 50",
-            "lease_ms = 3000",
-        ],
-    },
-];
-
+/// Options of `demo`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct DemoArgs {
     /// Folder of the policies [default: policies beside the executable, else /usr/lib/palisade/policies].
@@ -88,6 +52,9 @@ pub struct DemoArgs {
     /// Keep the demo's folder (configuration, audit log, the agent's output) for a look.
     #[arg(long)]
     keep: bool,
+    /// Keep the events in this file, as `palisade run --record` does.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
 }
 
 /// This host does not allow the demo; a recording is shown instead.
@@ -106,7 +73,10 @@ pub fn run(args: &DemoArgs) -> Result<u8> {
             );
             screen.note(Tone::Plain, "`palisade doctor` says what to do about it.");
             match replay::RECORDING {
-                Some(recording) => replay::replay_demo(recording, screen.replayed()),
+                Some(recording) => {
+                    let policies = policies_folder(args.policies.as_deref())?;
+                    replay::replay_demo(recording, &policies, screen.replayed())
+                }
                 None => Err(exit::coded(
                     exit::KERNEL,
                     "and this build has no recording to replay",
@@ -121,7 +91,15 @@ fn live(args: &DemoArgs, screen: Screen) -> Result<u8> {
     let stop = stop_flag()?;
     let programs = Programs::find()?;
     let policies = policies_folder(args.policies.as_deref())?;
-    let mut stage = Stage::build(programs, &policies, &POLICIES, args.keep)?;
+    let mut stage = Stage::build(
+        programs,
+        &policies,
+        &POLICIES,
+        Options {
+            keep: args.keep,
+            record: args.record.clone(),
+        },
+    )?;
     introduce(screen, &stage);
 
     let mut play = script::Play::new(&mut stage, screen, &stop)?;
@@ -132,8 +110,10 @@ fn live(args: &DemoArgs, screen: Screen) -> Result<u8> {
         stage.leave();
         return played.map(|()| exit::OK);
     }
-    let mut claims = claims::check(&case);
+    let mut claims = Vec::new();
+    // A play that was cut short has its own error; claims about its rest would only hide it.
     if played.is_ok() {
+        claims.extend(claims::check(&case));
         claims.push(Claim::new(
             "the agent ended in order",
             ended.map(|()| "exit code 0".into()),

@@ -9,12 +9,15 @@ mod sensing;
 
 use super::Paths;
 use super::exit;
+use super::style::{Colour, Style};
+use crate::config::Config;
 use crate::identity::layout::{Flavour, Layout};
 use crate::sensors::capabilities;
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
+use std::path::Path;
 
 /// Arguments of `palisade doctor`.
 #[derive(Clone, Debug, Args)]
@@ -98,7 +101,7 @@ pub fn run(args: &DoctorArgs, paths: &Paths) -> Result<u8> {
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
     } else {
-        out.write_all(table(&checks, out.is_terminal()).as_bytes())?;
+        out.write_all(table(&checks, Style::of_stdout()).as_bytes())?;
     }
     Ok(exit_code(&checks))
 }
@@ -115,11 +118,37 @@ pub fn checks(paths: &Paths) -> Vec<Check> {
     checks.extend(host::cgroups(&layout));
     checks.push(host::pressure());
     checks.push(host::gpus());
-    checks.push(host::folder("run folder", &paths.run_dir()));
-    let audit = paths.audit_dir();
-    checks.push(host::folder("audit folder", &audit));
-    checks.push(host::agent(&paths.socket()));
+    checks.push(configuration(&paths.config));
+    // A faulty file has been told; the options and defaults still say where to look.
+    let folders = paths.resolve().unwrap_or_default();
+    checks.push(host::folder("run folder", &folders.run_dir));
+    checks.push(host::folder("state folder", &folders.state_dir));
+    checks.push(host::agent(&folders.socket()));
     checks
+}
+
+fn configuration(file: &Path) -> Check {
+    let name = "configuration";
+    if !file.exists() {
+        return Check::warn(
+            name,
+            format!("there is no {}", file.display()),
+            "copy examples/palisade.toml there, or name another file with --config",
+        );
+    }
+    match Config::load(file) {
+        Ok(config) => Check::ok(
+            name,
+            format!("{}, {} policies", file.display(), config.policies.len()),
+        ),
+        Err(errors) => Check::missing(
+            name,
+            format!("{} has {} fault(s)", file.display(), errors.faults.len()),
+            errors.faults.first().map_or_else(String::new, |fault| {
+                format!("line {}: {}", fault.line, fault.message)
+            }),
+        ),
+    }
 }
 
 fn verdict(checks: &[Check]) -> &'static str {
@@ -144,8 +173,8 @@ fn exit_code(checks: &[Check]) -> u8 {
     exit::KERNEL
 }
 
-/// For a person; `colour` for a terminal.
-fn table(checks: &[Check], colour: bool) -> String {
+/// For a person.
+fn table(checks: &[Check], style: Style) -> String {
     let width = checks
         .iter()
         .map(|check| check.name.len())
@@ -153,16 +182,12 @@ fn table(checks: &[Check], colour: bool) -> String {
         .unwrap_or(0);
     let mut lines = Vec::new();
     for check in checks {
-        let (mark, code) = match check.status {
-            Status::Ok => ("ok     ", "32"),
-            Status::Warn => ("warn   ", "33"),
-            Status::Missing => ("MISSING", "31;1"),
+        let (mark, colour) = match check.status {
+            Status::Ok => ("ok     ", Colour::Green),
+            Status::Warn => ("warn   ", Colour::Yellow),
+            Status::Missing => ("MISSING", Colour::Red),
         };
-        let mark = if colour {
-            format!("\x1b[{code}m{mark}\x1b[0m")
-        } else {
-            mark.to_owned()
-        };
+        let mark = style.paint(colour, mark);
         lines.push(format!("{mark}  {:width$}  {}", check.name, check.detail));
         if let Some(remedy) = &check.remedy {
             lines.push(format!("         {:width$}  -> {remedy}", ""));
@@ -196,7 +221,7 @@ mod tests {
         assert_eq!(verdict(std::slice::from_ref(&ok)), "ready");
         assert_eq!(verdict(&[ok.clone(), warn.clone()]), "limited");
         assert_eq!(verdict(&[missing.clone(), warn.clone()]), "unable");
-        let text = table(&[ok, warn, missing], false);
+        let text = table(&[ok, warn, missing], Style::PLAIN);
         assert_eq!(
             text,
             "ok       a  x\nwarn     b  x\n            -> y\nMISSING  c  x\n            -> y\n\n\

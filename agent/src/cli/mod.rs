@@ -81,6 +81,11 @@ impl Paths {
         Ok(config)
     }
 
+    /// The configuration without a look at this host: its cgroups and devices may be another's.
+    pub fn load_without_host(&self) -> Result<Config> {
+        Config::load_for(&self.config, None).map_err(|error| exit::coded(exit::CONFIG, error))
+    }
+
     /// Asks the running agent.
     pub fn call(&self, request: &control::Request) -> Result<serde_json::Value> {
         let answer = control::call(&self.resolve()?.socket(), request).map_err(|error| {

@@ -1,7 +1,7 @@
 //! `palisade policy list | check | reload`.
 
-use super::style::{Cell, Table};
-use super::{Paths, exit, style};
+use super::style::{Colour, Style, Table, escape};
+use super::{Paths, exit};
 use crate::control::Request;
 use crate::policy::{self, Limits, PolicySource};
 use anyhow::{Context, Result};
@@ -83,23 +83,24 @@ pub(super) fn print_policies(policies: &serde_json::Value) {
     for policy in policies.as_array().into_iter().flatten() {
         let number = |name: &str| policy[name].as_u64().unwrap_or(0);
         let per_call = number("call_ns_total") as f64 / number("calls").max(1) as f64 / 1e3;
-        let state = text(policy, "state");
-        let state_cell = if state == "ejected" { Cell::bad(state) } else { Cell::good(state) };
-        let warn = |count: u64| if count > 0 { Cell::warn(count.to_string()) } else { Cell::plain("0") };
-        table.row(vec![
-            Cell::plain(text(policy, "name")),
-            Cell::plain(text(policy, "version")),
-            state_cell,
-            Cell::plain(number("running_generation").to_string()),
-            Cell::plain(number("records").to_string()),
-            Cell::plain(number("requests").to_string()),
-            Cell::plain(format!("{per_call:.1}")),
-            Cell::plain(number("queue_batches").to_string()),
-            warn(number("lost")),
-            warn(number("strikes")),
-        ]);
+        let state = policy["state"].as_str().unwrap_or_default();
+        let state_colour = if state == "ejected" { Colour::Red } else { Colour::Green };
+        let alarm = |count: u64| (count.to_string(), (count > 0).then_some(Colour::Yellow));
+        let cells = [
+            (text(policy, "name"), Some(Colour::Cyan)),
+            (text(policy, "version"), None),
+            (state.to_owned(), Some(state_colour)),
+            (number("running_generation").to_string(), None),
+            (number("records").to_string(), None),
+            (number("requests").to_string(), None),
+            (format!("{per_call:.1}"), None),
+            (number("queue_batches").to_string(), None),
+            alarm(number("lost")),
+            alarm(number("strikes")),
+        ];
+        table.row(cells.iter().map(|(text, colour)| (text.as_str(), *colour)));
     }
-    table.print();
+    print!("{}", table.render(Style::of_stdout()));
 }
 
 /// Checks a policy as a load would.
@@ -117,23 +118,21 @@ fn check(file: PathBuf, settings: &[String], power: &str, json: bool) -> Result<
         println!("{}", serde_json::to_value(&manifest)?);
         return Ok(exit::OK);
     }
-    println!("{} {} {}", style::good("good:"), manifest.name, manifest.version);
-    println!("  {}", style::escape(&manifest.description));
-    println!("  sees   {}", manifest.kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", "));
+    let style = Style::of_stdout();
+    println!("{} {} {}", style.paint(Colour::Green, "good:"), manifest.name, manifest.version);
+    println!("  {}", escape(&manifest.description));
+    println!("  sees   {}", manifest.kinds.join(", "));
     println!("  powers {}", manifest.powers.iter().map(|power| format!("{power:?}").to_lowercase()).collect::<Vec<_>>().join(", "));
     let mut table = Table::new(&["setting", "default", "unit", "help"]);
     for (name, setting) in &manifest.settings {
-        table.row(vec![
-            Cell::plain(name.clone()),
-            Cell::plain(setting.default.to_string()),
-            Cell::plain(setting.unit.clone().unwrap_or_default()),
-            Cell::plain(setting.help.clone()),
-        ]);
+        let default = setting.default.to_string();
+        let unit = setting.unit.as_deref().unwrap_or_default();
+        table.row([(name.as_str(), Some(Colour::Cyan)), (default.as_str(), None), (unit, None), (setting.help.as_str(), None)]);
     }
-    table.print();
+    print!("{}", table.render(style));
     Ok(exit::OK)
 }
 
 fn text(value: &serde_json::Value, name: &str) -> String {
-    style::escape(value[name].as_str().unwrap_or_default())
+    value[name].as_str().unwrap_or_default().to_owned()
 }

@@ -1,6 +1,7 @@
 //! `palisade replay`: policies over a recording.
 
-use super::{Paths, exit, style};
+use super::style::{Colour, Style, escape};
+use super::{Paths, exit};
 use crate::replay;
 use anyhow::Result;
 use clap::Args;
@@ -24,20 +25,20 @@ pub struct ReplayArgs {
 }
 
 pub(super) fn run(args: &ReplayArgs, paths: &Paths) -> Result<u8> {
-    let config = paths.load()?;
+    let config = paths.load_without_host()?;
     let outcome = replay::replay(&args.file, &config)?;
     for decision in &outcome.decisions {
         if args.json {
             println!("{}", serde_json::to_string(decision)?);
         } else {
             let seconds = decision.time_ns.saturating_sub(outcome.first_ns) as f64 / 1e9;
-            println!("replayed {seconds:8.2} s  {}", style::escape(&decision.in_words()));
+            println!("replayed {seconds:8.2} s  {}", escape(&decision.in_words()));
         }
     }
     if !args.json {
         println!("replayed {} batches, {} records, {} decisions", outcome.batches, outcome.records, outcome.decisions.len());
         if let Some(torn) = &outcome.torn {
-            println!("{}", style::warn(torn));
+            println!("{}", Style::of_stdout().paint(Colour::Yellow, torn));
         }
     }
     Ok(exit::OK)

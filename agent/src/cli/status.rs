@@ -1,6 +1,6 @@
 //! `palisade status`, `disarm` and `arm`.
 
-use super::style::{self, Cell, Table};
+use super::style::{Colour, Style, Table};
 use super::{Paths, exit, policy};
 use crate::control::Request;
 use anyhow::Result;
@@ -23,12 +23,13 @@ pub(super) fn run(args: &StatusArgs, paths: &Paths) -> Result<u8> {
         return Ok(exit::OK);
     }
     let core = &status["core"];
-    let armed = if core["disarmed"] == Value::Bool(true) { style::bad("DISARMED") } else { style::good("armed") };
+    let style = Style::of_stdout();
+    let armed = if core["disarmed"] == Value::Bool(true) { style.paint(Colour::Red, "DISARMED") } else { style.paint(Colour::Green, "armed") };
     let mib = status["memory_bytes"].as_u64().unwrap_or(0) / (1 << 20);
     println!("palisade {} · pid {} · {armed} · {mib} MiB", status["version"].as_str().unwrap_or("?"), status["pid"]);
     let stats = &status["sensors"]["stats"];
-    println!("events   {} records in {} batches, lost {}", stats["records"], stats["batches"], losses(&stats["lost"]));
-    let health = if status["audit"]["health"]["ok"] == Value::Bool(true) { style::good("written") } else { style::bad("NOT WRITTEN") };
+    println!("events   {} records in {} batches, lost {}", stats["records"], stats["batches"], losses(&stats["lost"], style));
+    let health = if status["audit"]["health"]["ok"] == Value::Bool(true) { style.paint(Colour::Green, "written") } else { style.paint(Colour::Red, "NOT WRITTEN") };
     println!("audit    {health}, head {}", status["audit"]["head"].as_str().unwrap_or("?"));
     println!();
     policy::print_policies(&status["policies"]);
@@ -41,14 +42,14 @@ pub(super) fn run(args: &StatusArgs, paths: &Paths) -> Result<u8> {
         .filter(|hook| hook["wanted"] == Value::Bool(true) && hook["attached"].is_null() && hook["optional"] != Value::Bool(true))
         .collect();
     for hook in missing {
-        println!("{} {} is subscribed to and cannot be had here; run: palisade doctor", style::warn("missing"), hook["name"]);
+        println!("{} {} is subscribed to and cannot be had here; run: palisade doctor", style.paint(Colour::Yellow, "missing"), hook["name"]);
     }
     Ok(exit::OK)
 }
 
-fn losses(lost: &Value) -> String {
+fn losses(lost: &Value, style: Style) -> String {
     let total: u64 = lost.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
-    if total == 0 { "0".to_owned() } else { style::warn(&format!("{total} {lost}")) }
+    if total == 0 { "0".to_owned() } else { style.paint(Colour::Yellow, &format!("{total} {lost}")) }
 }
 
 /// The leases as a table, with the seconds that are left.
@@ -62,16 +63,17 @@ pub(super) fn print_leases(leases: &Value, now_ns: u64) {
     for lease in leases {
         let left = lease["until_ns"].as_u64().unwrap_or(0).saturating_sub(now_ns) as f64 / 1e9;
         let owners: Vec<&str> = lease["owners"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        table.row(vec![
-            Cell::plain(lease["id"].to_string()),
-            Cell::plain(style::escape(lease["cgroup"].as_str().unwrap_or_default())),
-            Cell::plain(lease["knob"].as_str().unwrap_or_default().to_owned()),
-            Cell::warn(lease["value"].to_string()),
-            Cell::plain(style::escape(&owners.join(", "))),
-            Cell::plain(format!("{left:.1} s")),
-        ]);
+        let cells = [
+            (lease["id"].to_string(), None),
+            (lease["cgroup"].as_str().unwrap_or_default().to_owned(), Some(Colour::Cyan)),
+            (lease["knob"].as_str().unwrap_or_default().to_owned(), None),
+            (lease["value"].to_string(), Some(Colour::Yellow)),
+            (owners.join(", "), None),
+            (format!("{left:.1} s"), None),
+        ];
+        table.row(cells.iter().map(|(text, colour)| (text.as_str(), *colour)));
     }
-    table.print();
+    print!("{}", table.render(Style::of_stdout()));
 }
 
 pub(super) fn disarm(paths: &Paths, on: bool) -> Result<u8> {

@@ -41,12 +41,24 @@ impl Style {
         let terminal = std::io::stdout().is_terminal();
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
             || std::env::var_os("TERM").is_some_and(|v| v == "dumb");
-        let width = if terminal { terminal_width() } else { usize::MAX };
-        Self { terminal, colour: terminal && !no_colour, width }
+        let width = if terminal {
+            terminal_width()
+        } else {
+            usize::MAX
+        };
+        Self {
+            terminal,
+            colour: terminal && !no_colour,
+            width,
+        }
     }
 
     /// Without colour or limit, as for a pipe.
-    pub const PLAIN: Self = Self { terminal: false, colour: false, width: usize::MAX };
+    pub const PLAIN: Self = Self {
+        terminal: false,
+        colour: false,
+        width: usize::MAX,
+    };
 
     /// `text` in a colour, where colours are wanted.
     pub fn paint(self, colour: Colour, text: &str) -> String {
@@ -68,7 +80,11 @@ impl Style {
 fn terminal_width() -> usize {
     let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
     columns
-        .or_else(|| rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|w| w.ws_col as usize))
+        .or_else(|| {
+            rustix::termios::tcgetwinsize(std::io::stdout())
+                .ok()
+                .map(|w| w.ws_col as usize)
+        })
         .filter(|columns| *columns >= 20)
         .unwrap_or(100)
 }
@@ -123,8 +139,15 @@ pub fn columns(text: &str) -> usize {
 fn char_columns(c: char) -> usize {
     match c as u32 {
         0x300..=0x36f => 0,
-        0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f
-        | 0xff00..=0xff60 | 0xffe0..=0xffe6 | 0x1f300..=0x1faff | 0x20000..=0x3fffd => 2,
+        0x1100..=0x115f
+        | 0x2e80..=0xa4cf
+        | 0xac00..=0xd7a3
+        | 0xf900..=0xfaff
+        | 0xfe30..=0xfe6f
+        | 0xff00..=0xff60
+        | 0xffe0..=0xffe6
+        | 0x1f300..=0x1faff
+        | 0x20000..=0x3fffd => 2,
         _ => 1,
     }
 }
@@ -138,13 +161,19 @@ pub struct Table {
 impl Table {
     /// A table with these headings.
     pub fn new(headings: &[&str]) -> Self {
-        let row = headings.iter().map(|h| ((*h).to_owned(), Some(Colour::Bold))).collect();
+        let row = headings
+            .iter()
+            .map(|h| ((*h).to_owned(), Some(Colour::Bold)))
+            .collect();
         Self { rows: vec![row] }
     }
 
     /// Adds a row; each cell is escaped.
-    pub fn row<'a>(&mut self, cells: impl IntoIterator<Item = (&'a str, Option<Colour>)>) {
-        self.rows.push(cells.into_iter().map(|(text, colour)| (escape(text), colour)).collect());
+    pub fn row<S: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = (S, Option<Colour>)>) {
+        let cells = cells
+            .into_iter()
+            .map(|(text, colour)| (escape(text.as_ref()), colour));
+        self.rows.push(cells.collect());
     }
 
     /// The table as lines.
@@ -153,8 +182,18 @@ impl Table {
         const WIDEST: usize = 40;
         let count = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let widths: Vec<usize> = (0..count)
-            .map(|i| self.rows.iter().filter_map(|r| r.get(i)).map(|c| columns(&c.0)).max())
-            .map(|widest| widest.unwrap_or(0).min(if style.terminal { WIDEST } else { usize::MAX }))
+            .map(|i| {
+                self.rows
+                    .iter()
+                    .filter_map(|r| r.get(i))
+                    .map(|c| columns(&c.0))
+                    .max()
+            })
+            .map(|widest| {
+                widest
+                    .unwrap_or(0)
+                    .min(if style.terminal { WIDEST } else { usize::MAX })
+            })
             .collect();
         let mut out = String::new();
         for row in &self.rows {
@@ -208,7 +247,10 @@ mod tests {
 
     #[test]
     fn hostile_names_cannot_touch_the_terminal() {
-        assert_eq!(escape("a\u{1b}[2Jb\nc\u{7f}\u{9b}"), "a\\x1b[2Jb\\nc\\x7f\\x9b");
+        assert_eq!(
+            escape("a\u{1b}[2Jb\nc\u{7f}\u{9b}"),
+            "a\\x1b[2Jb\\nc\\x7f\\x9b"
+        );
         assert_eq!(escape("x\u{202e}y"), "x\\u{202e}y");
         assert_eq!(escape("größe 模型"), "größe 模型");
     }
@@ -224,11 +266,24 @@ mod tests {
     #[test]
     fn table_fits_its_terminal_and_is_whole_in_a_pipe() {
         let mut table = Table::new(&["A", "B"]);
-        table.row([("x\ty", None), ("a long last cell that does not fit", Some(Colour::Red))]);
-        let narrow = Style { terminal: true, colour: false, width: 20 };
+        table.row([
+            ("x\ty", None),
+            ("a long last cell that does not fit", Some(Colour::Red)),
+        ]);
+        let narrow = Style {
+            terminal: true,
+            colour: false,
+            width: 20,
+        };
         assert!(table.render(narrow).lines().all(|l| columns(l) <= 20));
-        assert_eq!(table.render(Style::PLAIN), "A     B\nx\\ty  a long last cell that does not fit\n");
-        let coloured = Style { colour: true, ..narrow };
+        assert_eq!(
+            table.render(Style::PLAIN),
+            "A     B\nx\\ty  a long last cell that does not fit\n"
+        );
+        let coloured = Style {
+            colour: true,
+            ..narrow
+        };
         assert!(table.render(coloured).contains("\u{1b}[31m"));
     }
 

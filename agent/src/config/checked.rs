@@ -133,8 +133,8 @@ impl Default for Watch {
 pub struct DeviceClass {
     /// Name, unique.
     pub name: String,
-    /// Device number, perhaps with every minor.
-    pub key: DeviceKey,
+    /// Device numbers, perhaps with every minor; empty if this host has no such device.
+    pub keys: Vec<DeviceKey>,
     /// Calls at least this long become raw records.
     pub slow: Duration,
 }

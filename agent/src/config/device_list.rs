@@ -1,7 +1,8 @@
 //! The `[[devices]]` entries.
 //!
-//! Invariant: every class has a device number, and no two the same. A preset that this host does
-//! not have is a warning; a path that leads nowhere is a fault.
+//! Invariant: an entry's index is its class, so one that this host does not have keeps its place,
+//! with a warning if it is a preset; a path that leads nowhere is a fault. No two entries are the
+//! same device.
 
 use super::Host;
 use super::checked::{DEFAULT_DEVICES, DEFAULT_SLOW_CALL, DeviceClass};
@@ -64,15 +65,20 @@ pub(super) fn all(
                 Some("give each [[devices]] a name of its own".to_owned()),
             );
         }
-        let Some(key) = key else { continue };
-        if let Some(other) = numbers.insert((key.major, key.minor), name.clone()) {
+        if let Some(key) = &key
+            && let Some(other) = numbers.insert((key.major, key.minor), name.clone())
+        {
             faults.add(
                 &span,
                 format!("\"{name}\" is the same device as \"{other}\""),
                 Some("remove one of the two".to_owned()),
             );
         }
-        classes.push(DeviceClass { name, key, slow });
+        classes.push(DeviceClass {
+            name,
+            keys: key.into_iter().collect(),
+            slow,
+        });
     }
     classes
 }
@@ -86,7 +92,7 @@ fn default_devices(host: Option<&Host>) -> Vec<DeviceClass> {
         };
         Some(DeviceClass {
             name: (*name).to_owned(),
-            key,
+            keys: vec![key],
             slow: DEFAULT_SLOW_CALL,
         })
     });

@@ -11,7 +11,6 @@ mod devices;
 mod faults;
 mod policies;
 mod raw;
-mod rooms;
 mod sections;
 pub mod units;
 mod watch;
@@ -25,7 +24,6 @@ pub use checked::{
 };
 pub use devices::{PRESETS, Preset, ProcDevices};
 pub use faults::{ConfigErrors, Fault, Warning};
-pub use rooms::ScopeError;
 
 use crate::identity::layout::{Layout, LayoutError};
 use faults::Faults;
@@ -65,7 +63,7 @@ impl Config {
     }
 
     /// Like [`Config::load`], against another host, or against none: then cgroups, device paths
-    /// and policy files are not looked for, and devices without a number of their own are left out.
+    /// and policy files are not looked for, and only devices given by number have one.
     pub fn load_for(path: &Path, host: Option<&Host>) -> Result<Config, ConfigErrors> {
         let (file, text) = read(path)?;
         let base = file.parent().unwrap_or(Path::new("/"));

@@ -379,10 +379,16 @@ fn every_key_arrives() {
             model_min_bytes: 1 << 30,
         }
     );
-    // The absent preset is left out.
-    let keys: Vec<_> = config.devices.iter().map(|class| class.key).collect();
+    let keys: Vec<_> = config
+        .devices
+        .iter()
+        .map(|class| class.keys.clone())
+        .collect();
     let key = |major, minor| DeviceKey { major, minor };
-    assert_eq!(keys, [key(195, ANY_MINOR), key(1, 3), key(200, 3)]);
+    let present = [key(195, ANY_MINOR), key(1, 3), key(200, 3)];
+    // The absent preset keeps its place: the index is the class.
+    assert_eq!(keys[..3], present.map(|key| vec![key]));
+    assert_eq!(keys[3], []);
     assert_eq!(config.devices[0].slow, Duration::from_micros(250));
     assert_eq!(config.warnings.len(), 1);
     assert!(
@@ -511,35 +517,6 @@ fn without_a_host_nothing_outside_the_file_is_looked_for() {
             .len(),
         2
     );
-}
-
-#[test]
-fn the_rooms_get_what_the_file_says() {
-    let bench = Bench::new();
-    let config = bench
-        .load(
-            "[watch]\ncgroups = [\"/ml\"]\n[[devices]]\nname = \"nvidia\"\n\
-             [[devices]]\nname = \"z\"\npath = \"/dev/zero\"\nslow = \"0s\"\n\
-             [protect]\nexe = [\"/bin/a\"]\nunit = [\"b.service\"]\ncgroup = [\"/c\"]\n\
-             [policies.p]\npath = \"p.wasm\"\nlimits = { memory = \"2MiB\", deadline = \"3ms\" }\n",
-        )
-        .unwrap();
-    let layout = bench.host.layout.as_ref().unwrap();
-    let options = config.sensor_options(layout, 5).unwrap();
-    let id = layout.workload_id("/ml").unwrap();
-    assert_eq!(options.scope, crate::sensors::Scope::Cgroups(vec![id]));
-    let devices: Vec<_> = options.devices.iter().map(|d| (d.major, d.minor)).collect();
-    assert_eq!(devices, [(195, None), (1, Some(5))]);
-    assert!(options.cgroup_v2);
-    assert_eq!(options.kinds, 5);
-    let source = config.policies[0].source();
-    assert_eq!(source.limits.memory_bytes, 2 << 20);
-    assert_eq!(source.limits.call_deadline, Duration::from_millis(3));
-    assert_eq!(source.max_power, Power::Alert);
-    assert!(config.protect_list().is_ok());
-    fs::remove_dir_all(bench.dir.path().join("cgroup/ml")).unwrap();
-    let error = config.sensor_options(layout, 0).unwrap_err().to_string();
-    assert!(error.contains("/ml does not exist in"), "{error}");
 }
 
 #[test]

@@ -460,15 +460,6 @@ fn kernel_threads_and_the_first_process_are_told_as_such() {
 }
 
 #[test]
-fn ancestors_end_with_the_first_process() {
-    let child = Own::sleeper();
-    let ancestors = ancestors(child.pid());
-    assert_eq!(ancestors.first(), Some(&std::process::id()));
-    assert_eq!(ancestors.last(), Some(&1));
-    assert!(super::ancestors(u32::MAX).is_empty());
-}
-
-#[test]
 fn a_process_whose_first_thread_has_ended_is_alive() {
     let name = "a_process_whose_first_thread_has_ended_is_alive";
     let Some(layout) = layout(name) else { return };

@@ -112,9 +112,11 @@ impl PolicyFile {
                 limit,
             });
         }
-        let sha256 = Sha256::digest(&bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
+        let digits = Sha256::digest(&bytes)
+            .into_iter()
+            .flat_map(|byte| [byte >> 4, byte & 15]);
+        let sha256 = digits
+            .filter_map(|digit| char::from_digit(digit.into(), 16))
             .collect();
         Ok(Self {
             path: path.to_owned(),

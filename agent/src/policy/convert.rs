@@ -137,6 +137,8 @@ fn target(raw: wit::Target) -> Result<Target, String> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     fn raw() -> wit::Request {
@@ -186,7 +188,7 @@ mod tests {
                 r.target = wit::Target::Process(wit::Process {
                     pid: 1,
                     start_ns: 0,
-                })
+                });
             },
         ];
         for change in cases {

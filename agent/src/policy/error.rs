@@ -155,7 +155,7 @@ pub enum LoadError {
         /// Name from the configuration.
         name: String,
     },
-    /// The engine has been shut down, or a thread could not be started.
+    /// The engine or a thread could not be started.
     #[error("the policy engine cannot run policy {name}: {detail}")]
     Engine {
         /// Name from the configuration.

@@ -3,6 +3,38 @@
 use super::strikes::StrikeKind;
 use palisade_core::{PolicyRef, Request};
 use serde::Serialize;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+/// Where events go. It is called on the policies' threads and must not block.
+#[derive(Clone)]
+pub struct Events(Arc<dyn Fn(PolicyEvent) + Send + Sync>);
+
+impl Events {
+    /// Hands every event to `take`.
+    pub fn new(take: impl Fn(PolicyEvent) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(take))
+    }
+
+    pub(super) fn send(&self, event: PolicyEvent) {
+        (self.0)(event);
+    }
+}
+
+impl From<Sender<PolicyEvent>> for Events {
+    /// Events that nobody receives any more are dropped.
+    fn from(sender: Sender<PolicyEvent>) -> Self {
+        Self::new(move |event| {
+            let _ = sender.send(event);
+        })
+    }
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Events")
+    }
+}
 
 /// Something that a policy did or that happened to it.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -150,7 +150,8 @@ impl Instance {
         }
     }
 
-    /// Gives it records, at most [`MAX_RECORDS_PER_CALL`] of them, whatever their kind.
+    /// Gives it records in one call, whatever their kind. Meant for at most
+    /// [`MAX_RECORDS_PER_CALL`]: [`Self::deliver`] filters and splits.
     ///
     /// # Errors
     /// A fatal strike.

@@ -72,7 +72,7 @@ impl Default for Limits {
             checkpoint_every: Duration::from_secs(5),
             checkpoint_bytes: 1 << 20,
             strikes: 3,
-            strike_window: Duration::from_secs(60),
+            strike_window: Duration::from_mins(1),
             probation: Duration::from_secs(10),
         }
     }

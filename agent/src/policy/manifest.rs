@@ -374,6 +374,8 @@ fn cut(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     const GOOD: &str = r#"

@@ -245,6 +245,8 @@ fn count(records: &[Record], mask: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use palisade_abi::{Exec, GpuCall, Header};
 

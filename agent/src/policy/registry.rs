@@ -7,7 +7,7 @@
 use super::compiled::{PolicyFile, Prepared};
 use super::engine::{EngineShared, Lookup};
 use super::error::LoadError;
-use super::event::{Handover, PolicyEvent};
+use super::event::{Events, Handover, PolicyEvent};
 use super::limits::Limits;
 use super::queue::{Publisher, Queue, Queues};
 use super::running::Running;
@@ -18,7 +18,6 @@ use palisade_abi::Kind;
 use palisade_core::{PolicyRef, Power};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -69,7 +68,7 @@ pub struct Engine {
 pub(super) struct Inner {
     pub shared: Arc<EngineShared>,
     pub options: EngineOptions,
-    pub events: Sender<PolicyEvent>,
+    pub events: Events,
     queues: Queues,
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Held while a policy is loaded, reloaded or unloaded.
@@ -106,12 +105,12 @@ impl Engine {
     pub fn new(
         options: EngineOptions,
         lookup: Arc<dyn Lookup>,
-        events: Sender<PolicyEvent>,
+        events: impl Into<Events>,
     ) -> wasmtime::Result<Self> {
         let inner = Inner {
             shared: EngineShared::new(lookup)?,
             options,
-            events,
+            events: events.into(),
             queues: Queues::default(),
             entries: Mutex::default(),
             loading: Mutex::default(),
@@ -230,14 +229,19 @@ impl Inner {
             after_batch: 0,
         };
         // The receiver goes before the engine only when the agent ends.
-        let _ = self.events.send(loaded);
+        self.events.send(loaded);
         let thread = std::thread::Builder::new()
             .name(thread_name(&source.name))
             .stack_size(STACK_BYTES)
             .spawn(move || worker.run())
-            .map_err(|error| LoadError::Engine {
-                name: source.name.clone(),
-                detail: format!("no thread: {error}"),
+            .map_err(|error| {
+                let policy = reference.clone();
+                self.events.send(PolicyEvent::Unloaded { policy });
+                let detail = format!("no thread: {error}");
+                LoadError::Engine {
+                    name: source.name.clone(),
+                    detail,
+                }
             })?;
         let entry = Entry {
             generation: reference.generation,
@@ -267,7 +271,7 @@ impl Inner {
             let _ = thread.join();
         }
         let policy = entry.board.look().running;
-        let _ = self.events.send(PolicyEvent::Unloaded { policy });
+        self.events.send(PolicyEvent::Unloaded { policy });
     }
 
     fn shutdown(&self) {

@@ -92,7 +92,7 @@ impl Inner {
                         .update(|counters| counters.last_error = Some(text.clone()));
                 }
                 // The receiver goes before the engine only when the agent ends.
-                let _ = self.events.send(PolicyEvent::Rejected {
+                self.events.send(PolicyEvent::Rejected {
                     name: name.clone(),
                     error: text,
                 });

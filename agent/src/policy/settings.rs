@@ -134,6 +134,8 @@ fn with_article(kind: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     fn manifest() -> Manifest {

@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_fourth_strike_in_a_minute_is_one_too_many() {
-        let mut ledger = Ledger::new(3, Duration::from_secs(60));
+        let mut ledger = Ledger::new(3, Duration::from_mins(1));
         let second = 1_000_000_000;
         assert!(!ledger.strike(0));
         assert!(!ledger.strike(10 * second));

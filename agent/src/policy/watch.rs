@@ -5,7 +5,8 @@
 //! swaps a link beside the file). An event in a folder only says where to look; whether there is
 //! something new is decided by the contents.
 //!
-//! Invariant: a policy's file is only read after it was left alone for the debounce time.
+//! Invariant: a file is looked at once its folder was left alone for the debounce time, or after
+//! [`PATIENCE`] such times if it never is.
 
 use super::registry::Inner;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
@@ -20,6 +21,8 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// Debounce times after which a folder that never rests is looked at all the same.
+const PATIENCE: u32 = 10;
 /// How often to try again to watch a folder that is not there.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -49,7 +52,7 @@ impl Watcher {
             folders: HashMap::new(),
             absent: false,
             changed: HashSet::new(),
-            last_event: None,
+            events: None,
         };
         // Now, not on the thread: a file that changes after `start` returned is noticed.
         eye.rewatch(&folders(engine));
@@ -94,7 +97,8 @@ struct Eye {
     absent: bool,
     /// Folders with events since the last look.
     changed: HashSet<PathBuf>,
-    last_event: Option<Instant>,
+    /// When the first and the last of those were noticed.
+    events: Option<(Instant, Instant)>,
 }
 
 impl Eye {
@@ -112,11 +116,8 @@ impl Eye {
                 return;
             }
             self.rewatch(&folders(&engine));
-            if self
-                .last_event
-                .is_some_and(|at| at.elapsed() >= self.debounce)
-            {
-                self.last_event = None;
+            if self.events.is_some() && self.rest().is_zero() {
+                self.events = None;
                 let changed = std::mem::take(&mut self.changed);
                 engine.reload_changed(|path| {
                     around(path).iter().any(|folder| changed.contains(folder))
@@ -127,8 +128,8 @@ impl Eye {
 
     /// Until there is an event or it is time for something.
     fn wait(&self, control: &Control) -> io::Result<()> {
-        let wait = match self.last_event {
-            Some(at) => Some(self.debounce.saturating_sub(at.elapsed())),
+        let wait = match self.events {
+            Some(_) => Some(self.rest()),
             None => self.absent.then_some(RETRY),
         };
         let wait = wait.map(|wait| Timespec {
@@ -149,8 +150,23 @@ impl Eye {
         Ok(())
     }
 
+    /// How long to wait before a look at what changed.
+    fn rest(&self) -> Duration {
+        let Some((first, last)) = self.events else {
+            return Duration::ZERO;
+        };
+        let quiet = self.debounce.saturating_sub(last.elapsed());
+        quiet.min((self.debounce * PATIENCE).saturating_sub(first.elapsed()))
+    }
+
+    fn noticed(&mut self) {
+        let now = Instant::now();
+        self.events = Some((self.events.map_or(now, |(first, _)| first), now));
+    }
+
     fn drain(&mut self) {
         let mut buffer = [0; 4096];
+        let mut watches = self.inotify.watches();
         // An error is "no more events".
         while let Ok(events) = self.inotify.read_events(&mut buffer) {
             let mut any = false;
@@ -158,8 +174,14 @@ impl Eye {
                 any = true;
                 if event.mask.contains(EventMask::Q_OVERFLOW) {
                     self.changed.extend(self.folders.values().cloned());
-                } else if event.mask.contains(EventMask::IGNORED) {
+                } else if event
+                    .mask
+                    .intersects(EventMask::IGNORED | EventMask::MOVE_SELF)
+                {
+                    // Another folder may have taken its place: `rewatch` finds out.
                     self.folders.remove(&event.wd);
+                    // If it was ignored, it is not there any more to be removed.
+                    let _ = watches.remove(event.wd);
                 } else if let Some(folder) = self.folders.get(&event.wd) {
                     self.changed.insert(folder.clone());
                 }
@@ -167,13 +189,14 @@ impl Eye {
             if !any {
                 return;
             }
-            self.last_event = Some(Instant::now());
+            self.noticed();
         }
     }
 
     /// Watches `wanted` and nothing else.
     fn rewatch(&mut self, wanted: &BTreeSet<PathBuf>) {
-        let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::ONLYDIR;
+        let changes = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVE_SELF;
+        let mask = changes | WatchMask::ONLYDIR;
         let mut watches = self.inotify.watches();
         self.folders.retain(|watch, folder| {
             let keep = wanted.contains(folder);
@@ -184,6 +207,7 @@ impl Eye {
             keep
         });
         self.absent = false;
+        let mut new = false;
         for folder in wanted {
             if self.folders.values().any(|watched| watched == folder) {
                 continue;
@@ -193,10 +217,13 @@ impl Eye {
                     self.folders.insert(watch, folder.clone());
                     // What happened before the watch was there is not told.
                     self.changed.insert(folder.clone());
-                    self.last_event.get_or_insert_with(Instant::now);
+                    new = true;
                 }
                 Err(_) => self.absent = true,
             }
+        }
+        if new {
+            self.noticed();
         }
     }
 }

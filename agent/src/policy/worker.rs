@@ -8,7 +8,7 @@
 
 use super::engine::EngineShared;
 use super::error::LoadError;
-use super::event::{Handover, PolicyEvent};
+use super::event::{Events, Handover, PolicyEvent};
 use super::instance::Delivery;
 use super::queue::{Message, Queue};
 use super::running::{Running, Saved};
@@ -40,7 +40,7 @@ pub(super) struct Worker {
     shared: Arc<EngineShared>,
     queue: Arc<Queue>,
     board: Arc<Board>,
-    events: Sender<PolicyEvent>,
+    events: Events,
     /// `None` once ejected.
     running: Option<Running>,
     reference: PolicyRef,
@@ -61,7 +61,7 @@ impl Worker {
         shared: Arc<EngineShared>,
         queue: Arc<Queue>,
         board: Arc<Board>,
-        events: Sender<PolicyEvent>,
+        events: Events,
         running: Running,
     ) -> Self {
         Self {
@@ -93,7 +93,8 @@ impl Worker {
         }
     }
 
-    fn batch(&mut self, batch: &Batch, lost: u64) {
+    /// Gives the policy a batch and draws all consequences.
+    pub fn batch(&mut self, batch: &Batch, lost: u64) {
         if self.running.is_none() {
             return;
         }
@@ -411,12 +412,12 @@ impl Worker {
                 suppressed: line.suppressed,
             };
             // As below.
-            let _ = self.events.send(event);
+            self.events.send(event);
         }
     }
 
     fn emit(&self, event: PolicyEvent) {
         // The receiver goes before the policies only when the agent ends.
-        let _ = self.events.send(event);
+        self.events.send(event);
     }
 }

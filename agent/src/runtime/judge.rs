@@ -142,7 +142,7 @@ impl Judge {
             }
             PolicyEvent::Loaded { policy, previous, state, after_batch } => {
                 let what = if previous.is_some() { PolicyChange::Reloaded } else { PolicyChange::Loaded };
-                let detail = format!("state {state:?}, after batch {after_batch}").to_lowercase();
+                let detail = format!("state {}, after batch {after_batch}", word(state));
                 self.changed(what, policy.clone(), detail);
                 self.running.insert(policy.name.clone(), policy);
                 self.policies();
@@ -165,10 +165,10 @@ impl Judge {
                 self.policies();
             }
             PolicyEvent::Strike { policy, kind, detail, batch } => {
-                self.changed(PolicyChange::Strike, policy, format!("{kind}: {detail} (batch {batch})"));
+                self.changed(PolicyChange::Strike, policy, format!("{}: {detail} (batch {batch})", word(kind)));
             }
             PolicyEvent::Restarted { policy, state, from_seq, to_seq } => {
-                let detail = format!("state {state:?}; its state does not know of batches {from_seq} to {to_seq}").to_lowercase();
+                let detail = format!("state {}; it does not know of batches {from_seq} to {to_seq}", word(state));
                 self.changed(PolicyChange::Restarted, policy, detail);
             }
             PolicyEvent::Ejected { policy, reason, batch } => {
@@ -247,11 +247,11 @@ impl Judge {
         };
         let workload = match target {
             Target::Workload(workload) => Some(*workload),
-            Target::Process(_) => process.as_ref().map(|info| info.workload),
+            Target::Process(_) => process.as_ref().and_then(|info| info.workload),
         };
         let workload = workload.and_then(|workload| self.shared.tables.workload(workload));
         Identity {
-            exe: process.as_ref().map(|info| info.exe.clone()).filter(|exe| !exe.is_empty()),
+            exe: process.as_ref().and_then(|info| info.exe.clone()),
             comm: process.map(|info| info.comm),
             cgroup: workload.as_ref().map(|info| info.cgroup.clone()),
             container: workload.and_then(|info| info.container),
@@ -271,6 +271,11 @@ fn tell(decision: &Decision) {
         }
         Verdict::Refused { reason: gate } => tracing::info!(policy = %name, %action, ?gate, "refused: {reason}"),
     }
+}
+
+/// A unit variant's name, as JSON has it.
+fn word(value: impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| Some(value.as_str()?.to_owned())).unwrap_or_default()
 }
 
 fn effect_id(effect: &Effect) -> Option<palisade_core::EffectId> {

@@ -83,7 +83,7 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
         protected: Arc::default(),
     };
     let protect = options::protect_list(config).map_err(|error| coded(exit::CONFIG, error))?;
-    let _ = shared.protected.set(options::protected(config));
+    let _ = shared.protected.set(protect.rules());
     let (messages, inbox) = mpsc::channel();
     let (effects, act_inbox) = mpsc::channel();
     let executor = Executor::new(layout.clone(), journal, executor_options(config, &shared));
@@ -128,7 +128,7 @@ fn guard(
     let engine = Engine::new(EngineOptions::default(), lookup, Events::new(move |event| {
         let _ = events.send(Message::Policy(event));
     }))
-    .context("cannot start the policy host")?;
+    .map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
     let engine = Stopping(engine);
     let mut loaded = Vec::new();
     for policy in &config.policies {

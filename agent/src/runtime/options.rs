@@ -23,19 +23,6 @@ pub fn protect_list(config: &Config) -> Result<ProtectList, ProtectError> {
     Ok(list)
 }
 
-/// The operator's part of it, one rule a line, for the audit log.
-pub fn protected(config: &Config) -> Vec<String> {
-    let rules = |kind: &'static str, names: &[String]| names.iter().map(move |name| format!("{kind} {name}")).collect::<Vec<_>>();
-    let protect = &config.protect;
-    [
-        vec!["built-in: PID 1, kernel threads, the agent and its ancestors, sshd, container runtimes, kubelet, GPU daemons, systemd".to_owned()],
-        rules("exe", &protect.exe),
-        rules("unit", &protect.unit),
-        rules("cgroup", &protect.cgroup),
-    ]
-    .concat()
-}
-
 /// A process and its parents, up to PID 1.
 fn ancestors(pid: u32) -> Vec<u32> {
     let parent = |pid: u32| -> Option<u32> {
@@ -65,7 +52,7 @@ pub fn policy_source(policy: &PolicyConfig) -> PolicySource {
             call_deadline: limits.deadline,
             queue_batches: limits.queue_batches as usize,
             strikes: limits.strikes as usize,
-            strike_window: limits.probation,
+            strike_window: limits.strike_window,
             probation: limits.probation,
             ..Limits::default()
         },

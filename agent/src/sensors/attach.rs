@@ -13,8 +13,9 @@ use super::{
 use aya::{
     Btf, Ebpf,
     programs::{
-        BtfTracePoint, ProgramError, RawTracePoint, TracePoint, raw_trace_point::RawTracePointLinkId,
-        tp_btf::BtfTracePointLinkId, trace_point::TracePointLinkId,
+        BtfTracePoint, ProgramError, RawTracePoint, TracePoint,
+        raw_trace_point::RawTracePointLinkId, tp_btf::BtfTracePointLinkId,
+        trace_point::TracePointLinkId,
     },
 };
 use serde::Serialize;
@@ -95,7 +96,9 @@ pub(super) struct Hooks {
 
 impl std::fmt::Debug for Hooks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hooks").field("report", &self.report()).finish_non_exhaustive()
+        f.debug_struct("Hooks")
+            .field("report", &self.report())
+            .finish_non_exhaustive()
     }
 }
 
@@ -242,9 +245,9 @@ fn attach(
         }
         Rung::Btf { .. } | Rung::Raw { .. } => None,
     };
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| SensorError::Object { detail: format!("program {name} is not in it") })?;
+    let program = ebpf.program_mut(name).ok_or_else(|| SensorError::Object {
+        detail: format!("program {name} is not in it"),
+    })?;
     let load = |result: Result<(), ProgramError>, loaded: &mut Vec<&'static str>| match result {
         Ok(()) => {
             loaded.push(name);

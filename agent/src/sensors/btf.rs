@@ -243,7 +243,9 @@ mod tests {
         let strings = b"\0int\0inner\0x\0y\0outer\0a\0b\0c\0ids\0first\0second\0";
         let at = |name: &str| {
             let needle = [b"\0", name.as_bytes(), b"\0"].concat();
-            let found = strings.windows(needle.len()).position(|part| part == needle);
+            let found = strings
+                .windows(needle.len())
+                .position(|part| part == needle);
             found.map_or(0, |index| index as u32 + 1)
         };
         let info = |kind: u32, length: u32| kind << 24 | length;
@@ -261,7 +263,13 @@ mod tests {
         .concat();
         let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let mut data = vec![0x9f, 0xeb, 1, 0];
-        for word in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
+        for word in [
+            24,
+            0,
+            types.len() as u32,
+            types.len() as u32,
+            strings.len() as u32,
+        ] {
             data.extend(word.to_le_bytes());
         }
         data.extend(types);
@@ -284,7 +292,10 @@ mod tests {
     #[test]
     fn damaged_data_is_an_error_and_never_a_panic() {
         let good = sample();
-        assert_eq!(Btf::parse(b"nothing".to_vec()).err(), Some(BtfError::NotBtf));
+        assert_eq!(
+            Btf::parse(b"nothing".to_vec()).err(),
+            Some(BtfError::NotBtf)
+        );
         for cut in 0..good.len() {
             let _ = Btf::parse(good[..cut].to_vec()).map(|btf| btf.member("outer", "c.y"));
         }
@@ -292,9 +303,8 @@ mod tests {
             for value in [0, 1, 0x7f, 0xff] {
                 let mut bad = good.clone();
                 bad[at] = value;
-                let _ = Btf::parse(bad).map(|btf| {
-                    (btf.member("outer", "c.y"), btf.enumerator("ids", "second"))
-                });
+                let _ = Btf::parse(bad)
+                    .map(|btf| (btf.member("outer", "c.y"), btf.enumerator("ids", "second")));
             }
         }
     }

@@ -65,7 +65,9 @@ pub fn capabilities(object: Option<&[u8]>, cgroup_v2: bool) -> Capabilities {
         tracepoints: answer(
             is_program_supported(ProgramType::TracePoint).map_err(|e| super::attach::chain(&e)),
         ),
-        trial: object.filter(|_| may_load()).map(|object| trial(object, cgroup_v2)),
+        trial: object
+            .filter(|_| may_load())
+            .map(|object| trial(object, cgroup_v2)),
         unprivileged_bpf_disabled: fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled")
             .ok()
             .and_then(|text| text.trim().parse().ok()),
@@ -126,7 +128,10 @@ mod tests {
 
     #[test]
     fn the_lockdown_mode_is_the_bracketed_word() {
-        assert_eq!(bracketed("none [integrity] confidentiality").as_deref(), Some("integrity"));
+        assert_eq!(
+            bracketed("none [integrity] confidentiality").as_deref(),
+            Some("integrity")
+        );
         assert_eq!(bracketed("none"), None);
     }
 

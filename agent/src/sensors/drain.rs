@@ -1,9 +1,7 @@
 //! Ring-buffer entries into records and file names.
 
 use bytemuck::Zeroable;
-use palisade_abi::{
-    FILE_NAME_SLOTS, FileKey, FileName, ModelFile, RECORD_BYTES, Record, kind,
-};
+use palisade_abi::{FILE_NAME_SLOTS, FileKey, FileName, ModelFile, RECORD_BYTES, Record, kind};
 
 /// One entry of the ring buffer.
 #[derive(Debug, PartialEq)]
@@ -51,7 +49,10 @@ fn named(bytes: &[u8]) -> Entry {
         return Entry::Malformed;
     }
     let file: ModelFile = bytemuck::cast(record.body);
-    let end = tail.iter().position(|byte| *byte == 0).unwrap_or(tail.len());
+    let end = tail
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(tail.len());
     Entry::Name {
         key: FileKey {
             inode: file.inode,
@@ -90,10 +91,20 @@ mod tests {
         let mut name = [0_u8; size_of::<FileName>()];
         name[..6].copy_from_slice(b"a.gguf");
         let bytes = [bytemuck::bytes_of(&head), &name].concat();
-        let Entry::Name { key, name, pid, fd, bytes: size } = decode(&bytes) else {
+        let Entry::Name {
+            key,
+            name,
+            pid,
+            fd,
+            bytes: size,
+        } = decode(&bytes)
+        else {
             panic!("not a name");
         };
-        assert_eq!((key.inode, key.device, name.as_str(), pid, fd, size), (12, 8 << 20, "a.gguf", 77, 3, 99));
+        assert_eq!(
+            (key.inode, key.device, name.as_str(), pid, fd, size),
+            (12, 8 << 20, "a.gguf", 77, 3, 99)
+        );
         assert_eq!(decode(bytemuck::bytes_of(&head)), Entry::Malformed);
     }
 

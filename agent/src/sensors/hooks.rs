@@ -138,17 +138,73 @@ pub(super) const HOOKS: &[Hook] = &[
         "process_fork_raw",
         "sched_process_fork"
     ),
-    syscall!("driver call return", GPU, &[Group::Files], "gpu_exit", "sys_exit_ioctl", 1),
-    syscall!("driver call entry", GPU, &[Group::Files], "gpu_enter", "sys_enter_ioctl", 2),
-    syscall!("map return", MAPS, &[Group::Files], "map_exit", "sys_exit_mmap", 1),
-    syscall!("map entry", MAPS, &[Group::Files], "map_enter", "sys_enter_mmap", 5),
-    syscall!("unmap return", UNMAPS, &[], "unmap_exit", "sys_exit_munmap", 1),
-    syscall!("unmap entry", UNMAPS, &[], "unmap_enter", "sys_enter_munmap", 2),
+    syscall!(
+        "driver call return",
+        GPU,
+        &[Group::Files],
+        "gpu_exit",
+        "sys_exit_ioctl",
+        1
+    ),
+    syscall!(
+        "driver call entry",
+        GPU,
+        &[Group::Files],
+        "gpu_enter",
+        "sys_enter_ioctl",
+        2
+    ),
+    syscall!(
+        "map return",
+        MAPS,
+        &[Group::Files],
+        "map_exit",
+        "sys_exit_mmap",
+        1
+    ),
+    syscall!(
+        "map entry",
+        MAPS,
+        &[Group::Files],
+        "map_enter",
+        "sys_enter_mmap",
+        5
+    ),
+    syscall!(
+        "unmap return",
+        UNMAPS,
+        &[],
+        "unmap_exit",
+        "sys_exit_munmap",
+        1
+    ),
+    syscall!(
+        "unmap entry",
+        UNMAPS,
+        &[],
+        "unmap_enter",
+        "sys_enter_munmap",
+        2
+    ),
     Hook {
         optional: true,
-        ..syscall!("model open (open)", OPENS, &[Group::Files], "model_open", "sys_exit_open", 1)
+        ..syscall!(
+            "model open (open)",
+            OPENS,
+            &[Group::Files],
+            "model_open",
+            "sys_exit_open",
+            1
+        )
     },
-    syscall!("model open (openat)", OPENS, &[Group::Files], "model_openat", "sys_exit_openat", 1),
+    syscall!(
+        "model open (openat)",
+        OPENS,
+        &[Group::Files],
+        "model_openat",
+        "sys_exit_openat",
+        1
+    ),
     Hook {
         optional: true,
         ..syscall!(
@@ -168,7 +224,14 @@ pub(super) const HOOKS: &[Hook] = &[
         "sched_switch_raw",
         "sched_switch"
     ),
-    sched!("wake-up", SCHED, &[], "sched_wakeup", "sched_wakeup_raw", "sched_wakeup"),
+    sched!(
+        "wake-up",
+        SCHED,
+        &[],
+        "sched_wakeup",
+        "sched_wakeup_raw",
+        "sched_wakeup"
+    ),
     sched!(
         "first wake-up",
         SCHED,
@@ -211,7 +274,9 @@ mod tests {
     #[test]
     fn a_call_s_return_is_attached_before_its_entry() {
         let position = |program: &str| {
-            HOOKS.iter().position(|hook| hook.rungs.iter().any(|rung| rung.program() == program))
+            HOOKS
+                .iter()
+                .position(|hook| hook.rungs.iter().any(|rung| rung.program() == program))
         };
         assert!(position("gpu_exit") < position("gpu_enter"));
         assert!(position("map_exit") < position("map_enter"));

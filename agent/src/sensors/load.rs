@@ -76,7 +76,10 @@ impl Sensors {
             source,
         })?;
         let (offsets, missing) = offsets::resolve(&btf::Btf::parse(data)?, options.cgroup_v2);
-        if let Some(missing) = missing.iter().find(|missing| missing.group == Group::Identity) {
+        if let Some(missing) = missing
+            .iter()
+            .find(|missing| missing.group == Group::Identity)
+        {
             return Err(SensorError::OffsetMissing {
                 member: missing.member.clone(),
             });
@@ -86,13 +89,21 @@ impl Sensors {
         })?;
         let offsets = Plain(offsets);
         let ring_bytes = options.ring_bytes.clamp(PAGE, MAX_RING).next_power_of_two();
-        let classes = options.devices.len().max(1) as u32;
+        let classes = options
+            .devices
+            .iter()
+            .map(|device| device.class + 1)
+            .max()
+            .unwrap_or(1);
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets, true)
             .map_max_entries("EVENTS", ring_bytes)
             .map_max_entries("COUNTERS", options.max_processes)
-            .map_max_entries("GPU_COUNTERS", options.max_processes.saturating_mul(classes.min(4)))
+            .map_max_entries(
+                "GPU_COUNTERS",
+                options.max_processes.saturating_mul(classes.min(4)),
+            )
             .load(object)
             .map_err(refused_or_broken)?;
 
@@ -121,7 +132,7 @@ impl Sensors {
             },
             wanted: 0,
             window: options.window,
-            shared: Arc::new(Shared::new()?),
+            shared: Arc::new(Shared::new(ring_bytes)?),
         };
         sensors.apply_scope(&options.scope)?;
         sensors.apply_kinds(options.kinds)?;
@@ -160,7 +171,10 @@ impl Sensors {
         let new = kinds & !self.switches.kinds;
         if new != 0 {
             clear(&mut self.in_flight, new & super::hooks::GPU);
-            clear(&mut self.maps.pending, new & (super::hooks::MAPS | super::hooks::UNMAPS));
+            clear(
+                &mut self.maps.pending,
+                new & (super::hooks::MAPS | super::hooks::UNMAPS),
+            );
             clear(&mut self.maps.waiting, new & super::hooks::SCHED);
         }
         self.switches.kinds = kinds;
@@ -182,10 +196,16 @@ impl Sensors {
         // does not matter which roots they were found with.
         let old: Vec<u64> = self.maps.roots.keys().filter_map(Result::ok).collect();
         for root in old.iter().filter(|root| !new.contains(root)) {
-            self.maps.roots.remove(root).map_err(|error| map_error("ROOTS", &error))?;
+            self.maps
+                .roots
+                .remove(root)
+                .map_err(|error| map_error("ROOTS", &error))?;
         }
         for root in &new {
-            self.maps.roots.insert(root, 1, 0).map_err(|error| map_error("ROOTS", &error))?;
+            self.maps
+                .roots
+                .insert(root, 1, 0)
+                .map_err(|error| map_error("ROOTS", &error))?;
         }
         self.switches.scope_all = u32::from(*scope == Scope::All);
         self.switches.generation = self.switches.generation.wrapping_add(1);
@@ -201,10 +221,14 @@ impl Sensors {
 }
 
 fn check(options: &SensorOptions) -> Result<(), SensorError> {
-    if options.devices.len() > MAX_DEVICE_CLASSES as usize {
+    if let Some(device) = options
+        .devices
+        .iter()
+        .find(|device| device.class >= MAX_DEVICE_CLASSES)
+    {
         return Err(SensorError::Options(format!(
-            "{} devices to watch, at most {MAX_DEVICE_CLASSES} are possible",
-            options.devices.len()
+            "device class {}: at most {MAX_DEVICE_CLASSES} classes are possible",
+            device.class
         )));
     }
     if options.window < Duration::from_millis(1) {
@@ -237,8 +261,8 @@ fn check_roots(count: usize) -> Result<(), SensorError> {
 fn fill(ebpf: &mut Ebpf, maps: &mut Maps, options: &SensorOptions) -> Result<(), SensorError> {
     let mut devices: HashMap<&mut MapData, Plain<DeviceKey>, Plain<DeviceRule>> =
         borrow(ebpf, "DEVICES")?;
-    for (class, device) in options.devices.iter().enumerate() {
-        let (key, rule) = rule(class as u32, device);
+    for device in &options.devices {
+        let (key, rule) = rule(device);
         devices
             .insert(Plain(key), Plain(rule), 0)
             .map_err(|error| map_error("DEVICES", &error))?;
@@ -255,16 +279,18 @@ fn fill(ebpf: &mut Ebpf, maps: &mut Maps, options: &SensorOptions) -> Result<(),
     })?;
     let nothing = PerCpuValues::try_from(vec![Plain(CpuLosses::default()); cpus])
         .map_err(|error| map_error("LOSSES", &error.into()))?;
-    maps.losses.insert(0, nothing, 0).map_err(|error| map_error("LOSSES", &error))
+    maps.losses
+        .insert(0, nothing, 0)
+        .map_err(|error| map_error("LOSSES", &error))
 }
 
-fn rule(class: u32, device: &WatchedDevice) -> (DeviceKey, DeviceRule) {
+fn rule(device: &WatchedDevice) -> (DeviceKey, DeviceRule) {
     let key = DeviceKey {
         major: device.major,
         minor: device.minor.unwrap_or(ANY_MINOR),
     };
     let rule = DeviceRule {
-        class,
+        class: device.class,
         pad: 0,
         slow_ns: u64::try_from(device.slow.as_nanos()).unwrap_or(u64::MAX),
     };
@@ -317,9 +343,7 @@ fn take_in_flight(ebpf: &mut Ebpf) -> Result<[InFlightMap; 2], SensorError> {
     };
     let id = data.info().map_err(|error| broken(chain(&error)))?.id();
     let second = MapData::from_id(id).map_err(|error| broken(chain(&error)))?;
-    let open = |data| {
-        HashMap::try_from(Map::HashMap(data)).map_err(|error| broken(chain(&error)))
-    };
+    let open = |data| HashMap::try_from(Map::HashMap(data)).map_err(|error| broken(chain(&error)));
     Ok([open(data)?, open(second)?])
 }
 
@@ -384,18 +408,40 @@ mod tests {
         };
         assert!(check(&good).is_ok());
         let device = WatchedDevice {
+            class: 0,
             major: 1,
             minor: None,
             slow: Duration::ZERO,
         };
         for bad in [
-            SensorOptions { window: Duration::ZERO, ..good.clone() },
-            SensorOptions { max_processes: 0, ..good.clone() },
-            SensorOptions { model_suffixes: vec![".".into()], ..good.clone() },
-            SensorOptions { model_suffixes: vec!["sixteen-bytes-or".into()], ..good.clone() },
-            SensorOptions { devices: vec![device; 65], ..good },
+            SensorOptions {
+                window: Duration::ZERO,
+                ..good.clone()
+            },
+            SensorOptions {
+                max_processes: 0,
+                ..good.clone()
+            },
+            SensorOptions {
+                model_suffixes: vec![".".into()],
+                ..good.clone()
+            },
+            SensorOptions {
+                model_suffixes: vec!["sixteen-bytes-or".into()],
+                ..good.clone()
+            },
+            SensorOptions {
+                devices: vec![WatchedDevice {
+                    class: MAX_DEVICE_CLASSES,
+                    ..device
+                }],
+                ..good
+            },
         ] {
-            assert!(matches!(check(&bad), Err(SensorError::Options(_))), "{bad:?}");
+            assert!(
+                matches!(check(&bad), Err(SensorError::Options(_))),
+                "{bad:?}"
+            );
         }
     }
 }

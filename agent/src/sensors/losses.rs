@@ -33,15 +33,30 @@ impl Losses {
             self.workload(workload, sum, now_ns, out);
         }
         for run in runs {
-            let before = self.skipped.insert(run.hook.clone(), run.skipped).unwrap_or(0);
-            self.tell(0, LOSS_HOOK_SKIPPED, run.skipped.saturating_sub(before), now_ns, out);
+            let before = self
+                .skipped
+                .insert(run.hook.clone(), run.skipped)
+                .unwrap_or(0);
+            self.tell(
+                0,
+                LOSS_HOOK_SKIPPED,
+                run.skipped.saturating_sub(before),
+                now_ns,
+                out,
+            );
         }
     }
 
     fn workload(&mut self, workload: u64, sum: CpuLosses, now_ns: u64, out: &mut Vec<Record>) {
         let before = self.told.insert(workload, sum).unwrap_or_default();
         for (source, (count, before)) in sum.counts.into_iter().zip(before.counts).enumerate() {
-            self.tell(workload, source as u32, count.wrapping_sub(before), now_ns, out);
+            self.tell(
+                workload,
+                source as u32,
+                count.wrapping_sub(before),
+                now_ns,
+                out,
+            );
         }
     }
 
@@ -76,8 +91,22 @@ mod tests {
     fn only_differences_are_told_and_by_workload_and_source() {
         let mut losses = Losses::default();
         let mut out = Vec::new();
-        losses.workload(7, CpuLosses { counts: [3, 1, 0, 0] }, 1, &mut out);
-        losses.workload(7, CpuLosses { counts: [5, 1, 0, 0] }, 2, &mut out);
+        losses.workload(
+            7,
+            CpuLosses {
+                counts: [3, 1, 0, 0],
+            },
+            1,
+            &mut out,
+        );
+        losses.workload(
+            7,
+            CpuLosses {
+                counts: [5, 1, 0, 0],
+            },
+            2,
+            &mut out,
+        );
         losses.workload(0, CpuLosses::default(), 2, &mut out);
         let told: Vec<_> = out
             .iter()
@@ -86,7 +115,14 @@ mod tests {
                 Some((record.header.workload, lost.source, lost.count))
             })
             .collect();
-        assert_eq!(told, [(7, LOSS_RING_BUFFER, 3), (7, LOSS_COUNTER_MAP, 1), (7, LOSS_RING_BUFFER, 2)]);
+        assert_eq!(
+            told,
+            [
+                (7, LOSS_RING_BUFFER, 3),
+                (7, LOSS_COUNTER_MAP, 1),
+                (7, LOSS_RING_BUFFER, 2)
+            ]
+        );
         assert_eq!(losses.totals, [5, 1, 0, 0, 0]);
     }
 }

@@ -52,9 +52,11 @@ pub enum Scope {
     Cgroups(Vec<WorkloadId>),
 }
 
-/// A character device whose driver calls are watched. Its place in the list is its class.
+/// A character device whose driver calls are watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchedDevice {
+    /// Class: devices of one class share a driver lock.
+    pub class: u32,
     /// Major number.
     pub major: u32,
     /// Minor number; `None`: all of that major.

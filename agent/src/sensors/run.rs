@@ -23,7 +23,7 @@ use nix::{
     },
 };
 use palisade_abi::{
-    FileKey, Header, Kind, LOSS_SOURCES, Record, SampleGpu, SampleMaps, SampleSched,
+    FileKey, Header, Kind, LOSS_SOURCES, RECORD_BYTES, Record, SampleGpu, SampleMaps, SampleSched,
 };
 use serde::Serialize;
 use std::{
@@ -80,10 +80,12 @@ pub(super) struct Shared {
     commands: Mutex<VecDeque<Command>>,
     report: Mutex<AttachReport>,
     stats: Mutex<SensorStats>,
+    /// Batches that a full ring buffer makes.
+    ring_batches: u32,
 }
 
 impl Shared {
-    pub(super) fn new() -> Result<Self, SensorError> {
+    pub(super) fn new(ring_bytes: u32) -> Result<Self, SensorError> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| SensorError::Wait(errno.into()))?;
         Ok(Self {
@@ -92,6 +94,7 @@ impl Shared {
             commands: Mutex::default(),
             report: Mutex::default(),
             stats: Mutex::default(),
+            ring_batches: ring_bytes / (RECORD_BYTES * MAX_BATCH) as u32 + 1,
         })
     }
 
@@ -176,7 +179,7 @@ impl Sensors {
         };
         let mut deadline = boot_now_ns() + window;
         loop {
-            self.obey();
+            self.obey(&mut turn);
             let stop = self.shared.stop.load(Ordering::Acquire);
             let more = self.deliver_raw(&mut turn);
             let now = boot_now_ns();
@@ -196,12 +199,18 @@ impl Sensors {
         }
     }
 
-    fn obey(&mut self) {
+    fn obey(&mut self, turn: &mut Turn<'_>) {
         loop {
             // The lock is not held while programs are attached.
             let Some(command) = lock(&self.shared.commands).pop_front() else {
                 return;
             };
+            // What was recorded under the old terms is delivered under them; at most what the ring
+            // holds by now.
+            let mut batches = self.shared.ring_batches;
+            while self.deliver_raw(turn) && batches > 0 {
+                batches -= 1;
+            }
             let result = match &command {
                 Command::Kinds(kinds) => self.apply_kinds(*kinds),
                 Command::Scope(scope) => self.apply_scope(scope),
@@ -218,7 +227,11 @@ impl Sensors {
             PollFd::new(self.ring.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
         ];
-        match ppoll(&mut fds, Some(TimeSpec::from_duration(Duration::from_nanos(left))), None) {
+        match ppoll(
+            &mut fds,
+            Some(TimeSpec::from_duration(Duration::from_nanos(left))),
+            None,
+        ) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(SensorError::Wait(errno.into())),
         }
@@ -249,9 +262,13 @@ impl Sensors {
             match decode(&item) {
                 Entry::Record(record) => {
                     if record.header.kind == Kind::Exit as u16 {
-                        turn.windows.ended((record.header.pid, record.header.start_ns));
+                        turn.windows
+                            .ended((record.header.pid, record.header.start_ns));
                     }
-                    if record.kind().is_some_and(|kind| self.wanted & kind.bit() != 0) {
+                    if record
+                        .kind()
+                        .is_some_and(|kind| self.wanted & kind.bit() != 0)
+                    {
                         records.push(record);
                     }
                 }
@@ -273,14 +290,18 @@ impl Sensors {
 
     fn close_window(&mut self, turn: &mut Turn<'_>) {
         let mut records = Vec::new();
-        // What is in the ring happened before the window's end.
-        while self.drain(turn, &mut records) {
+        // What is in the ring happened before the window's end. Under a flood, what comes while it
+        // is emptied belongs to the next window.
+        let mut batches = self.shared.ring_batches;
+        while self.drain(turn, &mut records) && batches > 0 {
             turn.deliver(std::mem::take(&mut records), false);
+            batches -= 1;
         }
         let now_ns = boot_now_ns();
         self.samples(turn, now_ns, &mut records);
         let runs = self.hooks.runs(&self.ebpf);
-        turn.losses.collect(&self.maps.losses, &runs, now_ns, &mut records);
+        turn.losses
+            .collect(&self.maps.losses, &runs, now_ns, &mut records);
         turn.deliver(records, true);
 
         let (keys, gpu_keys) = turn.windows.finish();
@@ -294,7 +315,11 @@ impl Sensors {
         turn.stats.windows += 1;
         turn.stats.tracked = turn.windows.processes.len() + turn.windows.gpu.len();
         turn.stats.programs = runs;
-        turn.stats.lost = LOSS_SOURCES.iter().copied().zip(turn.losses.totals).collect();
+        turn.stats.lost = LOSS_SOURCES
+            .iter()
+            .copied()
+            .zip(turn.losses.totals)
+            .collect();
         *lock(&self.shared.stats) = turn.stats.clone();
     }
 
@@ -310,39 +335,46 @@ impl Sensors {
         };
         let window = turn.windows.index;
         if wants(Kind::SampleSched) || wants(Kind::SampleMaps) {
-            turn.windows.processes.collect(&self.maps.counters, window, |key, counts| {
-                let header = header(key.workload, key.start_ns, key.pid);
-                let sched = SampleSched {
-                    voluntary: narrow(counts.voluntary),
-                    involuntary: narrow(counts.involuntary),
-                    migrations: narrow(counts.migrations),
-                    runq_waits: narrow(counts.runq_waits),
-                    runq_ns: counts.runq_ns,
-                };
-                if wants(Kind::SampleSched) && sched != SampleSched::default() {
-                    records.push(Record::new(header, sched));
-                }
-                let maps = SampleMaps {
-                    maps: narrow(counts.maps),
-                    unmaps: narrow(counts.unmaps),
-                    mapped_bytes: counts.mapped_bytes,
-                    unmapped_bytes: counts.unmapped_bytes,
-                };
-                if wants(Kind::SampleMaps) && maps != SampleMaps::default() {
-                    records.push(Record::new(header, maps));
-                }
-            });
+            turn.windows
+                .processes
+                .collect(&self.maps.counters, window, |key, counts| {
+                    let header = header(key.workload, key.start_ns, key.pid);
+                    let sched = SampleSched {
+                        voluntary: narrow(counts.voluntary),
+                        involuntary: narrow(counts.involuntary),
+                        migrations: narrow(counts.migrations),
+                        runq_waits: narrow(counts.runq_waits),
+                        runq_ns: counts.runq_ns,
+                    };
+                    if wants(Kind::SampleSched) && sched != SampleSched::default() {
+                        records.push(Record::new(header, sched));
+                    }
+                    let maps = SampleMaps {
+                        maps: narrow(counts.maps),
+                        unmaps: narrow(counts.unmaps),
+                        mapped_bytes: counts.mapped_bytes,
+                        unmapped_bytes: counts.unmapped_bytes,
+                    };
+                    if wants(Kind::SampleMaps) && maps != SampleMaps::default() {
+                        records.push(Record::new(header, maps));
+                    }
+                });
         }
         if wants(Kind::SampleGpu) {
-            turn.windows.gpu.collect(&self.maps.gpu, window, |key, counts| {
-                let sample = SampleGpu {
-                    calls: narrow(counts.calls),
-                    class: key.class,
-                    latency_ns: counts.latency_ns,
-                    hold_ns: counts.hold_ns,
-                };
-                records.push(Record::new(header(key.workload, key.start_ns, key.pid), sample));
-            });
+            turn.windows
+                .gpu
+                .collect(&self.maps.gpu, window, |key, counts| {
+                    let sample = SampleGpu {
+                        calls: narrow(counts.calls),
+                        class: key.class,
+                        latency_ns: counts.latency_ns,
+                        hold_ns: counts.hold_ns,
+                    };
+                    records.push(Record::new(
+                        header(key.workload, key.start_ns, key.pid),
+                        sample,
+                    ));
+                });
         }
     }
 }

@@ -60,8 +60,16 @@ pub(super) fn ensure() -> Result<PathBuf, TracefsError> {
         return Ok(place);
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("tracefs"), PLACES[0], Some("tracefs"), flags, None::<&str>)
-        .map_err(|errno| TracefsError::NotMounted { source: errno.into() })?;
+    mount(
+        Some("tracefs"),
+        PLACES[0],
+        Some("tracefs"),
+        flags,
+        None::<&str>,
+    )
+    .map_err(|errno| TracefsError::NotMounted {
+        source: errno.into(),
+    })?;
     find().ok_or(TracefsError::NotMounted {
         source: io::ErrorKind::NotFound.into(),
     })
@@ -75,7 +83,11 @@ pub(super) fn check(
     name: &str,
     words: usize,
 ) -> Result<(), TracefsError> {
-    let file = tracefs.join("events").join(category).join(name).join("format");
+    let file = tracefs
+        .join("events")
+        .join(category)
+        .join(name)
+        .join("format");
     let Ok(text) = std::fs::read_to_string(file) else {
         return Err(TracefsError::NoSuchTracepoint {
             category: category.into(),
@@ -104,9 +116,16 @@ fn field_offsets(format: &str) -> Vec<usize> {
     format
         .lines()
         .filter_map(|line| line.trim().strip_prefix("field:"))
-        .filter(|field| !field.split(';').next().is_some_and(|text| text.contains("common_")))
+        .filter(|field| {
+            !field
+                .split(';')
+                .next()
+                .is_some_and(|text| text.contains("common_"))
+        })
         .filter_map(|field| {
-            let text = field.split(';').find_map(|part| part.trim().strip_prefix("offset:"))?;
+            let text = field
+                .split(';')
+                .find_map(|part| part.trim().strip_prefix("offset:"))?;
             text.parse().ok()
         })
         .collect()
@@ -127,7 +146,7 @@ mod tests {
     #[test]
     fn offsets_of_a_format_file_leave_out_the_common_fields() {
         assert_eq!(field_offsets(IOCTL), [8, 16, 24]);
-        assert_eq!(field_offsets("garbage\nfield:x;offset:y;"), []);
+        assert!(field_offsets("garbage\nfield:x;offset:y;").is_empty());
     }
 
     #[test]
@@ -138,11 +157,25 @@ mod tests {
         std::fs::write(point.join("format"), IOCTL).expect("format file");
         assert!(check(&dir, "syscalls", "sys_enter_ioctl", 2).is_ok());
         let three = check(&dir, "syscalls", "sys_enter_ioctl", 3);
-        assert!(matches!(three, Err(TracefsError::Layout { field: 2, found: None, .. })));
+        assert!(matches!(
+            three,
+            Err(TracefsError::Layout {
+                field: 2,
+                found: None,
+                ..
+            })
+        ));
         let moved = IOCTL.replace("offset:24", "offset:20");
         std::fs::write(point.join("format"), moved).expect("format file");
         let moved = check(&dir, "syscalls", "sys_enter_ioctl", 2);
-        assert!(matches!(moved, Err(TracefsError::Layout { field: 1, found: Some(20), .. })));
+        assert!(matches!(
+            moved,
+            Err(TracefsError::Layout {
+                field: 1,
+                found: Some(20),
+                ..
+            })
+        ));
         let absent = check(&dir, "syscalls", "sys_enter_nothing", 1);
         assert!(matches!(absent, Err(TracefsError::NoSuchTracepoint { .. })));
         std::fs::remove_dir_all(&dir).expect("removed");

@@ -54,7 +54,9 @@ pub(super) struct Table<K, V> {
 
 impl<K: Key, V: Pod + PartialEq> Table<K, V> {
     fn new() -> Self {
-        Self { seen: HashMap::new() }
+        Self {
+            seen: HashMap::new(),
+        }
     }
 
     /// Processes and their parts (device classes, workloads) that are kept.
@@ -73,7 +75,10 @@ impl<K: Key, V: Pod + PartialEq> Table<K, V> {
             return None;
         }
         let mut difference = sum;
-        for (word, old) in words_mut(&mut difference).iter_mut().zip(words(&before.sum)) {
+        for (word, old) in words_mut(&mut difference)
+            .iter_mut()
+            .zip(words(&before.sum))
+        {
             *word = word.wrapping_sub(*old);
         }
         (before.sum, before.changed) = (sum, window);
@@ -159,7 +164,9 @@ impl Windows {
             ending.get(&process).is_some_and(|end| *end <= window)
         };
         if self.ending.values().any(|end| *end <= window) {
-            keys = self.processes.forget(|key, _| due(&self.ending, key.process()));
+            keys = self
+                .processes
+                .forget(|key, _| due(&self.ending, key.process()));
             gpu_keys = self.gpu.forget(|key, _| due(&self.ending, key.process()));
             self.ending.retain(|_, end| *end > window);
         }

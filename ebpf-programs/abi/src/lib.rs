@@ -125,7 +125,14 @@ mod tests {
             device: 195 << 20,
             command: 0x2a,
         };
-        let header = Header { time_ns: 1, pid: 2, tid: 3, cpu: 4, flags: 5, ..Header::default() };
+        let header = Header {
+            time_ns: 1,
+            pid: 2,
+            tid: 3,
+            cpu: 4,
+            flags: 5,
+            ..Header::default()
+        };
         let mut record = Record::new(header, body);
         record.header.kind = kind::GPU_EXIT;
         let all = [record; 3];

@@ -5,9 +5,7 @@ use crate::tally::{Finding, Tally, Unit};
 use crate::{Options, Rung};
 use palisade_policy_sdk::host::{self, printable};
 use palisade_policy_sdk::state::{Reader, Writer};
-use palisade_policy_sdk::{
-    BoundedMap, MS, ProcessId, Request, Requests, SECOND, Severity, Target,
-};
+use palisade_policy_sdk::{BoundedMap, MS, ProcessId, Request, Requests, SECOND, Severity, Target};
 
 /// A new episode of the same culprit so soon after the last is a relapse.
 const RELAPSE_NS: u64 = 60 * SECOND;
@@ -30,6 +28,8 @@ struct Streak {
     culprit: Unit,
     windows: u32,
     last_ns: u64,
+    /// Records lost meanwhile.
+    lost: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +101,10 @@ impl Episodes {
     /// A process ended. If it was the culprit alone, its episode ends with it.
     pub(crate) fn exited(&mut self, process: ProcessId, now_ns: u64) {
         for (_, course) in self.0.iter_mut() {
-            if course.episode.is_some_and(|e| e.finding.process == process && !e.shared) {
+            if course
+                .episode
+                .is_some_and(|e| e.finding.process == process && !e.shared)
+            {
                 course.end(now_ns);
             }
         }
@@ -137,17 +140,27 @@ impl Course {
             return;
         }
         let longest_gap = options.window_ns.saturating_mul(SILENT_WINDOWS);
-        let windows = match self.streak {
+        let streak = match self.streak {
             Some(streak)
                 if streak.culprit == finding.culprit
                     && now_ns.saturating_sub(streak.last_ns) <= longest_gap =>
             {
-                streak.windows.saturating_add(1)
+                Streak {
+                    windows: streak.windows.saturating_add(1),
+                    last_ns: now_ns,
+                    lost: streak.lost.saturating_add(window.lost),
+                    ..streak
+                }
             }
-            _ => 1,
+            _ => Streak {
+                culprit: finding.culprit,
+                windows: 1,
+                last_ns: now_ns,
+                lost: window.lost,
+            },
         };
-        self.streak = Some(Streak { culprit: finding.culprit, windows, last_ns: now_ns });
-        if windows < options.sustain {
+        self.streak = Some(streak);
+        if streak.windows < options.sustain {
             return;
         }
         self.streak = None;
@@ -170,14 +183,20 @@ impl Course {
             shared: false,
         };
         self.episode = Some(episode);
-        let severity = if finding.within { Severity::Info } else { Severity::Warning };
+        let severity = if finding.within {
+            Severity::Info
+        } else {
+            Severity::Warning
+        };
         let alert = Request::alert(target(&finding)).severity(severity);
-        out.push(explain(alert, class, &episode, window.now_ns, window.lost));
-        ask(options, class, &episode, window.now_ns, window.lost, out);
+        out.push(explain(alert, class, &episode, now_ns, streak.lost));
+        ask(options, class, &episode, now_ns, streak.lost, out);
     }
 
     fn age(&mut self, options: &Options, class: u32, now_ns: u64, out: &mut Requests) {
-        let Some(episode) = &mut self.episode else { return };
+        let Some(episode) = &mut self.episode else {
+            return;
+        };
         let hold_ns = options.hold_ns << episode.relapses.min(MAX_DOUBLINGS);
         let calm_ns = now_ns.saturating_sub(episode.contended_ns);
         let idle_ns = now_ns.saturating_sub(episode.used_ns);
@@ -221,7 +240,9 @@ fn ask(
     lost: u64,
     out: &mut Requests,
 ) {
-    let Unit::Workload(workload) = episode.finding.culprit else { return };
+    let Unit::Workload(workload) = episode.finding.culprit else {
+        return;
+    };
     let target = Target::Workload(workload);
     let request = match options.rung {
         _ if episode.finding.within => return,
@@ -229,7 +250,13 @@ fn ask(
         Rung::Weight(weight) => Request::cpu_weight(target, weight),
         Rung::Quota(permille) => Request::cpu_quota(target, permille),
     };
-    out.push(explain(request.lease_ms(options.lease_ms), class, episode, now_ns, lost));
+    out.push(explain(
+        request.lease_ms(options.lease_ms),
+        class,
+        episode,
+        now_ns,
+        lost,
+    ));
 }
 
 fn explain(request: Request, class: u32, episode: &Episode, now_ns: u64, lost: u64) -> Request {
@@ -259,9 +286,17 @@ fn explain(request: Request, class: u32, episode: &Episode, now_ns: u64, lost: u
         .evidence("culprit's share of all hold", finding.share, "ratio")
         .evidence("window", ms(finding.length_ns), "ms")
         .evidence("since", ms(now_ns.saturating_sub(episode.since_ns)), "ms")
-        .evidence("last contended", ms(now_ns.saturating_sub(episode.contended_ns)), "ms ago")
+        .evidence(
+            "last contended",
+            ms(now_ns.saturating_sub(episode.contended_ns)),
+            "ms ago",
+        )
         .evidence("relapses", f64::from(episode.relapses), "count");
-    if lost == 0 { request } else { request.evidence("records lost", lost as f64, "count") }
+    if lost == 0 {
+        request
+    } else {
+        request.evidence("records lost", lost as f64, "count")
+    }
 }
 
 fn name(finding: &Finding) -> String {
@@ -319,7 +354,10 @@ impl Episodes {
             Some((class, episode))
         })?;
         for (class, episode) in running {
-            episodes.0.get_or_insert_with(class, Course::default).episode = Some(episode);
+            episodes
+                .0
+                .get_or_insert_with(class, Course::default)
+                .episode = Some(episode);
         }
         Some(episodes)
     }
@@ -351,7 +389,10 @@ fn read_finding(from: &mut Reader<'_>) -> Option<Finding> {
         1 => None,
         _ => return None,
     };
-    let process = ProcessId { pid: from.u32()?, start_ns: from.u64()? };
+    let process = ProcessId {
+        pid: from.u32()?,
+        start_ns: from.u64()?,
+    };
     Some(Finding {
         culprit: workload.map_or(Unit::Process(process), Unit::Workload),
         process,

@@ -90,7 +90,11 @@ impl Options {
         }
         let weight = settings.integer_in("weight", 1..=10_000)?;
         let quota = settings.integer_in("quota_permille", 1..=100_000)?;
-        let words = [("alert", Word::Alert), ("weight", Word::Weight), ("quota", Word::Quota)];
+        let words = [
+            ("alert", Word::Alert),
+            ("weight", Word::Weight),
+            ("quota", Word::Quota),
+        ];
         Ok(Self {
             rung: match settings.choice("rung", &words)? {
                 Word::Alert => Rung::Alert,
@@ -138,7 +142,8 @@ impl Policy for GpuContention {
                     .get_or_insert_with(sample.class, Tally::default)
                     .add(&record.header, &sample);
             } else if record.get::<Exit>().is_some() {
-                self.episodes.exited(ProcessId::from(&record.header), now_ns);
+                self.episodes
+                    .exited(ProcessId::from(&record.header), now_ns);
             } else if let Some(lost) = record.get::<Lost>() {
                 self.lost = self.lost.saturating_add(lost.count);
             }
@@ -184,14 +189,21 @@ impl GpuContention {
 
     /// Closes the window if its time has come, and looks after the episodes.
     fn advance(&mut self, now_ns: u64, out: &mut Requests) {
-        let length_ns = self.window_start_ns.map_or(0, |start| now_ns.saturating_sub(start));
+        let length_ns = self
+            .window_start_ns
+            .map_or(0, |start| now_ns.saturating_sub(start));
         if length_ns >= self.options.window_ns {
-            let window = Window { now_ns, length_ns, lost: std::mem::take(&mut self.lost) };
+            let window = Window {
+                now_ns,
+                length_ns,
+                lost: std::mem::take(&mut self.lost),
+            };
             let mut classes: Vec<u32> = self.tallies.iter().map(|(class, _)| *class).collect();
             classes.sort_unstable();
             for class in &classes {
                 if let Some(tally) = self.tallies.get(class) {
-                    self.episodes.judge(&self.options, *class, &window, tally, out);
+                    self.episodes
+                        .judge(&self.options, *class, &window, tally, out);
                 }
             }
             self.tallies.clear();

@@ -55,7 +55,9 @@ impl Default for Tally {
 
 impl Tally {
     pub(crate) fn add(&mut self, header: &Header, sample: &SampleGpu) {
-        let entry = self.0.get_or_insert_with(ProcessId::from(header), Use::default);
+        let entry = self
+            .0
+            .get_or_insert_with(ProcessId::from(header), Use::default);
         entry.workload = header.workload;
         entry.add(&Use {
             workload: header.workload,
@@ -68,12 +70,19 @@ impl Tally {
 
     /// How many processes of a unit made calls.
     pub(crate) fn users_in(&self, unit: Unit) -> usize {
-        self.0.iter().filter(|(id, entry)| entry.calls > 0 && unit_of(**id, entry) == unit).count()
+        self.0
+            .iter()
+            .filter(|(id, entry)| entry.calls > 0 && unit_of(**id, entry) == unit)
+            .count()
     }
 }
 
 fn unit_of(id: ProcessId, entry: &Use) -> Unit {
-    if entry.workload == 0 { Unit::Process(id) } else { Unit::Workload(entry.workload) }
+    if entry.workload == 0 {
+        Unit::Process(id)
+    } else {
+        Unit::Workload(entry.workload)
+    }
 }
 
 /// The numbers of a contended window.
@@ -118,10 +127,15 @@ impl Judge {
         if users.len() < self.min_processes || length_ns == 0 {
             return None;
         }
-        let workloads = Sums::new(users.iter().map(|(id, entry)| (unit_of(*id, entry), *entry)));
+        let workloads = Sums::new(
+            users
+                .iter()
+                .map(|(id, entry)| (unit_of(*id, entry), *entry)),
+        );
         let culprit = workloads.largest_hold()?;
-        let (inside, outside): (Vec<_>, Vec<_>) =
-            users.into_iter().partition(|(id, entry)| unit_of(*id, entry) == culprit);
+        let (inside, outside): (Vec<_>, Vec<_>) = users
+            .into_iter()
+            .partition(|(id, entry)| unit_of(*id, entry) == culprit);
         let processes = Sums::new(inside.iter().copied());
         let process = processes.largest_hold()?;
         let finding = Finding {
@@ -136,7 +150,10 @@ impl Judge {
             within: false,
         };
         self.check(finding, outside).or_else(|| {
-            let others: Vec<_> = inside.into_iter().filter(|(id, _)| *id != process).collect();
+            let others: Vec<_> = inside
+                .into_iter()
+                .filter(|(id, _)| *id != process)
+                .collect();
             let finding = Finding {
                 hold_ns: processes.hold_of(process),
                 share: ratio(processes.hold_of(process), processes.hold_ns),
@@ -159,7 +176,11 @@ impl Judge {
             looked_up += 1;
             looked_up > MAX_LOOKUPS || !self.is_monitor(*id)
         });
-        if others.len() == looked_up { Some(found) } else { self.harmed(finding, &others) }
+        if others.len() == looked_up {
+            Some(found)
+        } else {
+            self.harmed(finding, &others)
+        }
     }
 
     /// The finding with the waiters' numbers, if they suffer enough and by this culprit.
@@ -180,7 +201,12 @@ impl Judge {
             && waiting >= self.contention
             && ratio(sum.wait_ns(), finding.length_ns) >= self.min_busy
             && finding.hold_ns as f64 >= EXPLAINED * mean_wait;
-        enough.then_some(Finding { waiters, wait_ns: sum.wait_ns(), waiting, ..finding })
+        enough.then_some(Finding {
+            waiters,
+            wait_ns: sum.wait_ns(),
+            waiting,
+            ..finding
+        })
     }
 
     fn is_monitor(&self, id: ProcessId) -> bool {
@@ -200,7 +226,10 @@ struct Sums<K> {
 
 impl<K: Ord + Copy> Sums<K> {
     fn new(uses: impl Iterator<Item = (K, Use)>) -> Self {
-        let mut sums = Self { holds: BTreeMap::new(), hold_ns: 0 };
+        let mut sums = Self {
+            holds: BTreeMap::new(),
+            hold_ns: 0,
+        };
         for (key, entry) in uses {
             let hold = sums.holds.entry(key).or_default();
             *hold = hold.saturating_add(entry.hold_ns);
@@ -215,11 +244,18 @@ impl<K: Ord + Copy> Sums<K> {
 
     fn largest_hold(&self) -> Option<K> {
         let largest = self.holds.values().copied().max()?;
-        self.holds.iter().find(|(_, hold)| **hold == largest).map(|(key, _)| *key)
+        self.holds
+            .iter()
+            .find(|(_, hold)| **hold == largest)
+            .map(|(key, _)| *key)
     }
 }
 
 /// 0 where there is nothing to divide by.
 fn ratio(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 / whole as f64
+    }
 }

@@ -86,7 +86,10 @@ impl File {
             return false;
         }
         user.bytes = 0;
-        if user.read_ns.is_some_and(|last| now_ns.saturating_sub(last) < gap_ns) {
+        if user
+            .read_ns
+            .is_some_and(|last| now_ns.saturating_sub(last) < gap_ns)
+        {
             return false;
         }
         user.read_ns = Some(now_ns);
@@ -94,7 +97,11 @@ impl File {
             self.reads.pop_front();
         }
         self.reads.push_back(now_ns);
-        let live = self.users.iter().filter(|(_, user)| user.read_ns.is_some_and(recent)).count() as u32;
+        let live = self
+            .users
+            .iter()
+            .filter(|(_, user)| user.read_ns.is_some_and(recent))
+            .count() as u32;
         if live >= self.slots || !recent(self.slots_ns) {
             (self.slots, self.slots_ns) = (live, now_ns);
         }
@@ -188,7 +195,11 @@ impl FileId {
     }
 
     pub(crate) fn read(from: &mut Reader<'_>) -> Option<Self> {
-        Some(Self { workload: from.u64()?, device: from.u32()?, inode: from.u64()? })
+        Some(Self {
+            workload: from.u64()?,
+            device: from.u32()?,
+            inode: from.u64()?,
+        })
     }
 }
 
@@ -224,5 +235,8 @@ fn write_process(out: &mut Writer, id: ProcessId) {
 }
 
 fn read_process(from: &mut Reader<'_>) -> Option<ProcessId> {
-    Some(ProcessId { pid: from.u32()?, start_ns: from.u64()? })
+    Some(ProcessId {
+        pid: from.u32()?,
+        start_ns: from.u64()?,
+    })
 }

@@ -87,7 +87,11 @@ pub struct ReloadLoop {
 
 impl Policy for ReloadLoop {
     fn init(settings: &Settings) -> Result<Self, String> {
-        let rungs = [("alert", Rung::Alert), ("weight", Rung::Weight), ("quota", Rung::Quota)];
+        let rungs = [
+            ("alert", Rung::Alert),
+            ("weight", Rung::Weight),
+            ("quota", Rung::Quota),
+        ];
         let options = Options {
             rung: settings.choice("rung", &rungs)?,
             epochs: settings.integer_in("epochs", 2..=50)?,
@@ -157,7 +161,8 @@ impl Policy for ReloadLoop {
         if state_version != 1 {
             return Err(format!("state version {state_version} is unknown"));
         }
-        self.read(&mut Reader::new(state)).ok_or_else(|| "the state is damaged".to_owned())
+        self.read(&mut Reader::new(state))
+            .ok_or_else(|| "the state is damaged".to_owned())
     }
 }
 
@@ -203,10 +208,19 @@ impl ReloadLoop {
             return;
         };
         if let Some(episode) = self.episodes.get_mut(&id.workload) {
-            *episode = Episode { found, read_ns: now_ns, ..*episode };
+            *episode = Episode {
+                found,
+                read_ns: now_ns,
+                ..*episode
+            };
             return;
         }
-        let episode = Episode { found, read_ns: now_ns, since_ns: now_ns, asked_ns: now_ns };
+        let episode = Episode {
+            found,
+            read_ns: now_ns,
+            since_ns: now_ns,
+            asked_ns: now_ns,
+        };
         self.episodes.get_or_insert_with(id.workload, || episode);
         out.push(explain(Request::alert(target(&found)), &episode, now_ns));
         ask(options, &episode, now_ns, out);
@@ -244,7 +258,9 @@ impl ReloadLoop {
     }
 
     fn read(&mut self, from: &mut Reader<'_>) -> Option<()> {
-        let files = from.list(MAX_FILES, |from| Some((FileId::read(from)?, File::read(from)?)))?;
+        let files = from.list(MAX_FILES, |from| {
+            Some((FileId::read(from)?, File::read(from)?))
+        })?;
         let episodes = from.list(MAX_EPISODES, |from| {
             let workload = from.u64()?;
             let episode = Episode {
@@ -290,9 +306,25 @@ fn ask(options: &Options, episode: &Episode, now_ns: u64, out: &mut Requests) {
 }
 
 fn explain(request: Request, episode: &Episode, now_ns: u64) -> Request {
-    let Loop { file, process, size, reads, epochs, slots, span_ns, gap_ns } = episode.found;
+    let Loop {
+        file,
+        process,
+        size,
+        reads,
+        epochs,
+        slots,
+        span_ns,
+        gap_ns,
+    } = episode.found;
     let path = host::file_path(file.device, file.inode).map_or_else(
-        || format!("file {}:{} inode {}", file.device >> 20, file.device & 0xf_ffff, file.inode),
+        || {
+            format!(
+                "file {}:{} inode {}",
+                file.device >> 20,
+                file.device & 0xf_ffff,
+                file.inode
+            )
+        },
         |path| printable(&path, 200),
     );
     let place = match host::workload_of(file.workload) {
@@ -316,7 +348,11 @@ fn explain(request: Request, episode: &Episode, now_ns: u64) -> Request {
         .evidence("read in all", size as f64 * f64::from(reads), "bytes")
         .evidence("span", seconds(span_ns), "s")
         .evidence("last gap", seconds(gap_ns), "s")
-        .evidence("since", seconds(now_ns.saturating_sub(episode.since_ns)), "s")
+        .evidence(
+            "since",
+            seconds(now_ns.saturating_sub(episode.since_ns)),
+            "s",
+        )
 }
 
 palisade_policy_sdk::policy!(ReloadLoop, "policy.toml");

@@ -66,14 +66,22 @@ use Step::{Exit, Load, Record as Rec};
 
 fn evidence(request: &Request, name: &str) -> f64 {
     let found = request.evidence.iter().find(|item| item.name == name);
-    found.unwrap_or_else(|| panic!("no `{name}` in {request:?}")).value
+    found
+        .unwrap_or_else(|| panic!("no `{name}` in {request:?}"))
+        .value
 }
 
 #[test]
 fn one_process_that_loads_again_and_again_is_named_with_its_file() {
     let mut harness = policy(&[]);
     fake::set_file(DEVICE, 42, "/models/llama.safetensors");
-    fake::set_workload(WORKLOAD, WorkloadInfo { cgroup: "/ml/srv".to_owned(), container: None });
+    fake::set_workload(
+        WORKLOAD,
+        WorkloadInfo {
+            cgroup: "/ml/srv".to_owned(),
+            container: None,
+        },
+    );
     let proc = Proc::new(1, WORKLOAD);
     assert_eq!(load(&mut harness, proc), []);
     assert_eq!(wait(&mut harness, 31), []);
@@ -104,22 +112,32 @@ fn loops_are_found_and_controls_stay_quiet() {
     let other_file = |inode| Rec(proc.model_map(DEVICE, inode, 4 * GIB));
     let cases: Vec<(&str, bool, Script)> = vec![
         ("a crash loop", true, {
-            (1..4).flat_map(|pid| [(20, Load(pid)), (20, Exit(pid))]).collect()
+            (1..4)
+                .flat_map(|pid| [(20, Load(pid)), (20, Exit(pid))])
+                .collect()
         }),
-        ("a loop far quicker than the gap", true, (0..20).map(|_| (5, Load(1))).collect()),
+        (
+            "a loop far quicker than the gap",
+            true,
+            (0..20).map(|_| (5, Load(1))).collect(),
+        ),
         ("a loop in parts", true, {
             let mut script = vec![(0, open)];
             script.extend((0..12).map(|_| (10, part)));
             script
         }),
         ("four workers that all load again and again", true, {
-            (0..5).flat_map(|_| (1..5).map(|pid| (10, Load(pid)))).collect()
+            (0..5)
+                .flat_map(|_| (1..5).map(|pid| (10, Load(pid))))
+                .collect()
         }),
         ("four workers that load at the same time", false, {
             (1..5).map(|pid| (0, Load(pid))).collect()
         }),
         ("four workers that load twice at the same time", false, {
-            (0..2).flat_map(|_| (1..5).map(|pid| (1, Load(pid)))).collect()
+            (0..2)
+                .flat_map(|_| (1..5).map(|pid| (1, Load(pid))))
+                .collect()
         }),
         ("workers that start one after the other", false, {
             (1..9).map(|pid| (35, Load(pid))).collect()
@@ -129,25 +147,41 @@ fn loops_are_found_and_controls_stay_quiet() {
             let restart = (1..5).flat_map(|pid| [(15, Exit(pid)), (20, Load(pid + 10))]);
             start.chain(restart).collect()
         }),
-        ("two restarts", false, vec![
-            (0, Load(1)),
-            (40, Exit(1)),
-            (1, Load(2)),
-        ]),
+        (
+            "two restarts",
+            false,
+            vec![(0, Load(1)), (40, Exit(1)), (1, Load(2))],
+        ),
         ("a restart every six minutes", false, {
-            (1..9).flat_map(|pid| [(359, Load(pid)), (1, Exit(pid))]).collect()
+            (1..9)
+                .flat_map(|pid| [(359, Load(pid)), (1, Exit(pid))])
+                .collect()
         }),
-        ("a loader that maps twice", false, (0..4).map(|_| (1, Load(1))).collect()),
+        (
+            "a loader that maps twice",
+            false,
+            (0..4).map(|_| (1, Load(1))).collect(),
+        ),
         ("parts that do not make a whole", false, {
             let mut script = vec![(0, open)];
             script.extend((0..11).map(|_| (10, part)));
             script
         }),
         ("a small file", false, {
-            (0..20).flat_map(|_| [(20, small_open), (20, small_map)]).collect()
+            (0..20)
+                .flat_map(|_| [(20, small_open), (20, small_map)])
+                .collect()
         }),
-        ("openings without a map", false, (0..20).map(|_| (40, open)).collect()),
-        ("files whose size is not known", false, (0..20).map(|_| (40, other_file(9))).collect()),
+        (
+            "openings without a map",
+            false,
+            (0..20).map(|_| (40, open)).collect(),
+        ),
+        (
+            "files whose size is not known",
+            false,
+            (0..20).map(|_| (40, other_file(9))).collect(),
+        ),
         ("processes that come and go without a model", false, {
             (0..500).map(|pid| (0, Exit(pid))).collect()
         }),
@@ -155,7 +189,10 @@ fn loops_are_found_and_controls_stay_quiet() {
     for (name, wanted, script) in cases {
         let requests = run(&[], &script);
         assert_eq!(!requests.is_empty(), wanted, "{name}: {requests:#?}");
-        let alerts = requests.iter().filter(|request| request.action == Action::Alert).count();
+        let alerts = requests
+            .iter()
+            .filter(|request| request.action == Action::Alert)
+            .count();
         assert_eq!(alerts, usize::from(wanted), "{name}: one alert an episode");
     }
 }
@@ -180,7 +217,10 @@ fn a_model_in_parts_is_one_episode() {
         }
         requests.extend(wait(&mut harness, 35));
     }
-    let alerts = requests.iter().filter(|request| request.action == Action::Alert).count();
+    let alerts = requests
+        .iter()
+        .filter(|request| request.action == Action::Alert)
+        .count();
     assert_eq!(alerts, 1);
 }
 
@@ -191,13 +231,23 @@ fn a_throttle_is_renewed_at_the_pace_of_the_loop_and_then_let_go() {
     for _ in 0..20 {
         let mut requests = load(&mut harness, Proc::new(1, WORKLOAD));
         requests.extend(wait(&mut harness, 35));
-        if requests.iter().any(|request| matches!(request.action, Action::CpuQuota(_))) {
+        if requests
+            .iter()
+            .any(|request| matches!(request.action, Action::CpuQuota(_)))
+        {
             asked.push(harness.now_ns());
         }
     }
-    let longest = asked.windows(2).map(|pair| pair[1] - pair[0]).max().expect("asked");
+    let longest = asked
+        .windows(2)
+        .map(|pair| pair[1] - pair[0])
+        .max()
+        .expect("asked");
     assert!(longest < 60_000 * MS, "the lease never lapses: {longest}");
-    assert!(!wait(&mut harness, 30).is_empty(), "a throttled loop is slower");
+    assert!(
+        !wait(&mut harness, 30).is_empty(),
+        "a throttled loop is slower"
+    );
     wait(&mut harness, 10);
     assert_eq!(wait(&mut harness, 1000), [], "let go");
 }
@@ -214,13 +264,24 @@ fn openings_count_where_asked_for() {
 
 #[test]
 fn settings_shorten_it_for_a_demonstration() {
-    let settings = [("min_gap_ms", 500.into()), ("min_file_mib", 0.into()), ("rung", "weight".into())];
+    let settings = [
+        ("min_gap_ms", 500.into()),
+        ("min_file_mib", 0.into()),
+        ("rung", "weight".into()),
+    ];
     let script: Script = (0..3).map(|_| (1, Load(1))).collect();
     let requests = run(&settings, &script);
-    assert_eq!(requests.last().map(|request| request.action), Some(Action::CpuWeight(25)));
-    let alone = run(&[("min_gap_ms", 500.into()), ("rung", "alert".into())], &script);
+    assert_eq!(
+        requests.last().map(|request| request.action),
+        Some(Action::CpuWeight(25))
+    );
+    let alone = run(
+        &[("min_gap_ms", 500.into()), ("rung", "alert".into())],
+        &script,
+    );
     assert_eq!(alone.len(), 1);
-    let error = Harness::<ReloadLoop>::with(&[("horizon_ms", 50_000.into())]).expect_err("too short");
+    let error =
+        Harness::<ReloadLoop>::with(&[("horizon_ms", 50_000.into())]).expect_err("too short");
     assert!(error.contains("do not fit"), "{error}");
 }
 
@@ -262,7 +323,11 @@ fn a_storm_of_files_and_readers_stays_bounded() {
     let mut harness = policy(&[("min_gap_ms", 1.into())]);
     for n in 0..20_000_u32 {
         harness.advance_ms(1);
-        harness.push(Proc::new(n, u64::from(n % 7) + 1).model_open(DEVICE, u64::from(n % 600), GIB));
+        harness.push(Proc::new(n, u64::from(n % 7) + 1).model_open(
+            DEVICE,
+            u64::from(n % 600),
+            GIB,
+        ));
         harness.push(Proc::new(n, u64::from(n % 7) + 1).model_map(DEVICE, u64::from(n % 600), GIB));
         harness.deliver();
     }
@@ -272,9 +337,18 @@ fn a_storm_of_files_and_readers_stays_bounded() {
 fn any_record() -> impl Strategy<Value = Record> {
     let numbers = prop_oneof![0..4_u64, any::<u64>(), Just(u64::MAX), Just(GIB)];
     (prop::array::uniform6(numbers), 0..16_u16, 0..4_u32).prop_map(|(n, kind, pid)| {
-        let header =
-            Header { time_ns: n[0], workload: n[1] % 3, start_ns: n[2], pid, kind, ..Header::default() };
-        Record { header, body: [n[3], n[4], n[5]] }
+        let header = Header {
+            time_ns: n[0],
+            workload: n[1] % 3,
+            start_ns: n[2],
+            pid,
+            kind,
+            ..Header::default()
+        };
+        Record {
+            header,
+            body: [n[3], n[4], n[5]],
+        }
     })
 }
 

@@ -19,8 +19,17 @@ pub struct Ewma {
 impl Ewma {
     /// `weight` is the share of a new value, above 0 up to 1; 0.2 is a good start.
     pub fn new(weight: f64) -> Self {
-        let weight = if weight > 0.0 && weight <= 1.0 { weight } else { 0.2 };
-        Self { weight, mean: 0.0, variance: 0.0, count: 0 }
+        let weight = if weight > 0.0 && weight <= 1.0 {
+            weight
+        } else {
+            0.2
+        };
+        Self {
+            weight,
+            mean: 0.0,
+            variance: 0.0,
+            count: 0,
+        }
     }
 
     /// Learns a value.
@@ -77,7 +86,11 @@ pub struct MedianRing {
 
 impl Default for MedianRing {
     fn default() -> Self {
-        Self { ring: [0.0; Self::SIZE], length: 0, next: 0 }
+        Self {
+            ring: [0.0; Self::SIZE],
+            length: 0,
+            next: 0,
+        }
     }
 }
 
@@ -126,7 +139,10 @@ impl MedianRing {
             return None;
         }
         let middle = self.median()?;
-        let spread = self.mad()?.max(middle.abs() / 1000.0).max(f64::MIN_POSITIVE);
+        let spread = self
+            .mad()?
+            .max(middle.abs() / 1000.0)
+            .max(f64::MIN_POSITIVE);
         let score = 0.6745 * (value - middle) / spread;
         Some(if score.is_nan() { 0.0 } else { score })
     }
@@ -139,7 +155,11 @@ fn median(values: &mut [f64]) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
     let middle = values.len() / 2;
     let upper = values[middle];
-    let median = if values.len() % 2 == 1 { upper } else { f64::midpoint(values[middle - 1], upper) };
+    let median = if values.len() % 2 == 1 {
+        upper
+    } else {
+        f64::midpoint(values[middle - 1], upper)
+    };
     Some(median)
 }
 
@@ -162,7 +182,11 @@ impl Cusum {
     /// In standard deviations: a rise of less than `slack` (usually 0.5) is ignored, and `limit`
     /// (usually 4 to 5) is where the alarm is.
     pub fn new(slack: f64, limit: f64) -> Self {
-        Self { slack, limit, sum: 0.0 }
+        Self {
+            slack,
+            limit,
+            sum: 0.0,
+        }
     }
 
     /// Adds how many standard deviations a value lies above its baseline ([`Ewma::score`]).
@@ -194,7 +218,11 @@ mod tests {
         let mut ring = MedianRing::default();
         assert_eq!((ring.median(), ring.score(1.0)), (None, None));
         for n in 0..100 {
-            ring.add(if n % 10 == 0 { 1e9 } else { 10.0 + f64::from(n % 3) });
+            ring.add(if n % 10 == 0 {
+                1e9
+            } else {
+                10.0 + f64::from(n % 3)
+            });
         }
         assert_eq!(ring.len(), MedianRing::SIZE);
         assert_eq!(ring.median(), Some(11.0));

@@ -11,7 +11,10 @@ pub struct Cooldown<K> {
 impl<K: Eq + Hash + Clone> Cooldown<K> {
     /// Once in `period_ns` for each key; at most `keys` keys are remembered.
     pub fn new(period_ns: u64, keys: usize) -> Self {
-        Self { period_ns, last: BoundedMap::new(keys) }
+        Self {
+            period_ns,
+            last: BoundedMap::new(keys),
+        }
     }
 
     /// Whether the time has come for `key`. If so, its period begins anew.

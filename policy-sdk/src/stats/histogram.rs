@@ -7,7 +7,10 @@ pub struct Log2Histogram {
 
 impl Default for Log2Histogram {
     fn default() -> Self {
-        Self { buckets: [0; 65], total: 0 }
+        Self {
+            buckets: [0; 65],
+            total: 0,
+        }
     }
 }
 
@@ -31,7 +34,8 @@ impl Log2Histogram {
         let mut seen = 0_u64;
         self.buckets.iter().enumerate().find_map(|(bucket, count)| {
             seen = seen.saturating_add(*count);
-            (*count > 0 && seen >= wanted).then(|| u64::MAX.checked_shr(64 - bucket as u32).unwrap_or(0))
+            (*count > 0 && seen >= wanted)
+                .then(|| u64::MAX.checked_shr(64 - bucket as u32).unwrap_or(0))
         })
     }
 

@@ -75,7 +75,10 @@ pub struct Rate {
 impl Rate {
     /// Measured over `window_ns`.
     pub fn new(window_ns: u64) -> Self {
-        Self { sum: WindowSum::new(window_ns, 20), since_ns: None }
+        Self {
+            sum: WindowSum::new(window_ns, 20),
+            since_ns: None,
+        }
     }
 
     /// Counts `count` events.

@@ -29,19 +29,24 @@ impl Manifest {
         }
         let mut kinds = 0;
         for name in texts(subscribe, "kinds")? {
-            kinds |= Kind::from_name(&name).ok_or(format!("no kind is named `{name}`"))?.bit();
+            kinds |= Kind::from_name(&name)
+                .ok_or(format!("no kind is named `{name}`"))?
+                .bit();
         }
         let powers = texts(policy, "powers")?;
-        if let Some(odd) = powers
-            .iter()
-            .find(|power| !["alert", "throttle", "freeze", "signal", "kill"].contains(&power.as_str()))
-        {
+        if let Some(odd) = powers.iter().find(|power| {
+            !["alert", "throttle", "freeze", "signal", "kill"].contains(&power.as_str())
+        }) {
             return Err(format!("no power is named `{odd}`"));
         }
         for key in ["version", "description"] {
             text_of(policy, key)?;
         }
-        let schema = root.get("settings").and_then(Value::as_table).cloned().unwrap_or_default();
+        let schema = root
+            .get("settings")
+            .and_then(Value::as_table)
+            .cloned()
+            .unwrap_or_default();
         let manifest = Self {
             name: text_of(policy, "name")?.to_owned(),
             state_version: integer(policy, "state-version")?
@@ -57,7 +62,9 @@ impl Manifest {
 
     /// Whether the policy gets such records. `LOST` reaches every policy.
     pub fn subscribes(&self, record: &Record) -> bool {
-        record.kind().is_some_and(|kind| kind == Kind::Lost || self.kinds & kind.bit() != 0)
+        record
+            .kind()
+            .is_some_and(|kind| kind == Kind::Lost || self.kinds & kind.bit() != 0)
     }
 
     /// Every setting, the defaults filled in.
@@ -65,7 +72,10 @@ impl Manifest {
     /// # Errors
     /// A setting that the schema does not know, of another type, or out of range.
     pub fn settings(&self, changed: &[(&str, Setting)]) -> Result<Settings, String> {
-        if let Some((name, _)) = changed.iter().find(|(name, _)| !self.schema.contains_key(*name)) {
+        if let Some((name, _)) = changed
+            .iter()
+            .find(|(name, _)| !self.schema.contains_key(*name))
+        {
             return Err(format!("no setting is named `{name}`"));
         }
         self.schema
@@ -93,10 +103,13 @@ fn check(name: &str, schema: &Table, value: &Setting) -> Result<(), String> {
         _ => return Err(format!("`{name}` must be of type {wanted}, is {value:?}")),
     };
     let bound = |key| {
-        schema.get(key).and_then(|value| value.as_float().or(value.as_integer().map(|v| v as f64)))
+        schema
+            .get(key)
+            .and_then(|value| value.as_float().or(value.as_integer().map(|v| v as f64)))
     };
     if let Some(number) = number
-        && (bound("min").is_some_and(|min| number < min) || bound("max").is_some_and(|max| number > max))
+        && (bound("min").is_some_and(|min| number < min)
+            || bound("max").is_some_and(|max| number > max))
     {
         return Err(format!("`{name}` is out of range: {number}"));
     }
@@ -104,32 +117,49 @@ fn check(name: &str, schema: &Table, value: &Setting) -> Result<(), String> {
 }
 
 fn default(schema: &Table) -> Option<Setting> {
-    Some(match (schema.get("type")?.as_str()?, schema.get("default")?) {
-        ("integer", Value::Integer(value)) => Setting::Integer(*value),
-        ("number", Value::Float(value)) => Setting::Number(*value),
-        ("number", Value::Integer(value)) => Setting::Number(*value as f64),
-        ("text", Value::String(value)) => Setting::Text(value.clone()),
-        ("flag", Value::Boolean(value)) => Setting::Flag(*value),
-        _ => return None,
-    })
+    Some(
+        match (schema.get("type")?.as_str()?, schema.get("default")?) {
+            ("integer", Value::Integer(value)) => Setting::Integer(*value),
+            ("number", Value::Float(value)) => Setting::Number(*value),
+            ("number", Value::Integer(value)) => Setting::Number(*value as f64),
+            ("text", Value::String(value)) => Setting::Text(value.clone()),
+            ("flag", Value::Boolean(value)) => Setting::Flag(*value),
+            _ => return None,
+        },
+    )
 }
 
 fn table<'a>(root: &'a Table, key: &str) -> Result<&'a Table, String> {
-    root.get(key).and_then(Value::as_table).ok_or(format!("[{key}] is missing"))
+    root.get(key)
+        .and_then(Value::as_table)
+        .ok_or(format!("[{key}] is missing"))
 }
 
 fn text_of<'a>(table: &'a Table, key: &str) -> Result<&'a str, String> {
-    table.get(key).and_then(Value::as_str).ok_or(format!("`{key}` is missing or no text"))
+    table
+        .get(key)
+        .and_then(Value::as_str)
+        .ok_or(format!("`{key}` is missing or no text"))
 }
 
 fn integer(table: &Table, key: &str) -> Result<i64, String> {
-    table.get(key).and_then(Value::as_integer).ok_or(format!("`{key}` is missing or no integer"))
+    table
+        .get(key)
+        .and_then(Value::as_integer)
+        .ok_or(format!("`{key}` is missing or no integer"))
 }
 
 fn texts(table: &Table, key: &str) -> Result<Vec<String>, String> {
-    let list = table.get(key).and_then(Value::as_array).ok_or(format!("`{key}` is missing or no list"))?;
+    let list = table
+        .get(key)
+        .and_then(Value::as_array)
+        .ok_or(format!("`{key}` is missing or no list"))?;
     list.iter()
-        .map(|item| item.as_str().map(str::to_owned).ok_or(format!("`{key}` holds something other than text")))
+        .map(|item| {
+            item.as_str()
+                .map(str::to_owned)
+                .ok_or(format!("`{key}` holds something other than text"))
+        })
         .collect()
 }
 
@@ -146,7 +176,10 @@ mod tests {
         assert!(manifest.settings(&[("limit_mib", 2.into())]).is_ok());
         for (bad, why) in [
             ([("limit_mib", Setting::Integer(0))], "out of range"),
-            ([("limit_mib", Setting::Flag(true))], "must be of type integer"),
+            (
+                [("limit_mib", Setting::Flag(true))],
+                "must be of type integer",
+            ),
             ([("limit", Setting::Integer(1))], "no setting"),
         ] {
             assert!(manifest.settings(&bad).unwrap_err().contains(why));

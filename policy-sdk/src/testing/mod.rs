@@ -42,9 +42,17 @@ impl<P: Policy + Described> Harness<P> {
     pub fn with(changed: &[(&str, Setting)]) -> Result<Self, String> {
         fake::reset();
         let manifest = Manifest::parse(P::MANIFEST).expect("the manifest is valid");
-        let settings = manifest.settings(changed).expect("the settings fit the manifest");
+        let settings = manifest
+            .settings(changed)
+            .expect("the settings fit the manifest");
         let policy = P::init(&settings)?;
-        Ok(Self { policy, manifest, settings, now_ns: 1000 * SECOND, pending: Vec::new() })
+        Ok(Self {
+            policy,
+            manifest,
+            settings,
+            now_ns: 1000 * SECOND,
+            pending: Vec::new(),
+        })
     }
 
     /// Event time, nanoseconds.
@@ -116,17 +124,34 @@ impl<P: Policy + Described> Harness<P> {
     }
 
     fn checked(&self, out: Requests) -> Vec<Request> {
-        assert_eq!(out.dropped(), 0, "more than {} requests in one call", Requests::LIMIT);
+        assert_eq!(
+            out.dropped(),
+            0,
+            "more than {} requests in one call",
+            Requests::LIMIT
+        );
         for request in out.as_slice() {
             let power = request.action.power();
             assert!(
                 self.manifest.powers.iter().any(|asked| asked == power),
                 "the manifest does not ask for the power `{power}`"
             );
-            assert!(!request.reason.is_empty(), "a request needs a reason: {request:?}");
-            assert!(request.reason.chars().count() <= 512, "too long a reason: {request:?}");
-            assert!(!request.evidence.is_empty(), "a request needs evidence: {request:?}");
-            assert!(request.evidence.len() <= 16, "too much evidence: {request:?}");
+            assert!(
+                !request.reason.is_empty(),
+                "a request needs a reason: {request:?}"
+            );
+            assert!(
+                request.reason.chars().count() <= 512,
+                "too long a reason: {request:?}"
+            );
+            assert!(
+                !request.evidence.is_empty(),
+                "a request needs evidence: {request:?}"
+            );
+            assert!(
+                request.evidence.len() <= 16,
+                "too much evidence: {request:?}"
+            );
             for item in &request.evidence {
                 assert!(item.value.is_finite(), "evidence must be finite: {item:?}");
                 assert!(!item.unit.is_empty(), "evidence needs a unit: {item:?}");
@@ -136,7 +161,10 @@ impl<P: Policy + Described> Harness<P> {
                 Action::CpuWeight(weight) => assert!((1..=10_000).contains(&weight)),
                 _ => {}
             }
-            assert!(request.lease_ms > 0, "a lease of 0 does nothing: {request:?}");
+            assert!(
+                request.lease_ms > 0,
+                "a lease of 0 does nothing: {request:?}"
+            );
         }
         out.into_vec()
     }

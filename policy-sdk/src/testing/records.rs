@@ -17,7 +17,10 @@ impl Proc {
     /// A process of a workload; it started at `pid` seconds.
     pub fn new(pid: u32, workload: u64) -> Self {
         Self {
-            id: ProcessId { pid, start_ns: u64::from(pid) * crate::SECOND },
+            id: ProcessId {
+                pid,
+                start_ns: u64::from(pid) * crate::SECOND,
+            },
             workload,
         }
     }
@@ -34,12 +37,28 @@ impl Proc {
 
     /// `SAMPLE_GPU`: driver calls on a device class in one sampling window.
     pub fn sample_gpu(&self, class: u32, calls: u32, latency_ns: u64, hold_ns: u64) -> Record {
-        Record::new(self.header(), SampleGpu { calls, class, latency_ns, hold_ns })
+        Record::new(
+            self.header(),
+            SampleGpu {
+                calls,
+                class,
+                latency_ns,
+                hold_ns,
+            },
+        )
     }
 
     /// `GPU_EXIT`: one driver call.
     pub fn gpu_exit(&self, device: u32, command: u32, latency_ns: u64, hold_ns: u64) -> Record {
-        Record::new(self.header(), GpuCall { latency_ns, hold_ns, device, command })
+        Record::new(
+            self.header(),
+            GpuCall {
+                latency_ns,
+                hold_ns,
+                device,
+                command,
+            },
+        )
     }
 
     /// `SAMPLE_SCHED`: scheduling in one sampling window.
@@ -48,13 +67,35 @@ impl Proc {
     }
 
     /// `SAMPLE_MAPS`: memory maps in one sampling window.
-    pub fn sample_maps(&self, maps: u32, unmaps: u32, mapped_bytes: u64, unmapped_bytes: u64) -> Record {
-        Record::new(self.header(), SampleMaps { maps, unmaps, mapped_bytes, unmapped_bytes })
+    pub fn sample_maps(
+        &self,
+        maps: u32,
+        unmaps: u32,
+        mapped_bytes: u64,
+        unmapped_bytes: u64,
+    ) -> Record {
+        Record::new(
+            self.header(),
+            SampleMaps {
+                maps,
+                unmaps,
+                mapped_bytes,
+                unmapped_bytes,
+            },
+        )
     }
 
     /// `MODEL_OPEN`: a model file of `bytes` was opened.
     pub fn model_open(&self, device: u32, inode: u64, bytes: u64) -> Record {
-        Record::new(self.header(), ModelFile { inode, bytes, device, fd: 3 })
+        Record::new(
+            self.header(),
+            ModelFile {
+                inode,
+                bytes,
+                device,
+                fd: 3,
+            },
+        )
     }
 
     /// `MODEL_MAP`: `bytes` of a model file were mapped.
@@ -66,7 +107,14 @@ impl Proc {
 
     /// `MMAP`.
     pub fn mmap(&self, address: u64, bytes: u64) -> Record {
-        Record::new(self.header(), MapCall { address, bytes, ..MapCall::default() })
+        Record::new(
+            self.header(),
+            MapCall {
+                address,
+                bytes,
+                ..MapCall::default()
+            },
+        )
     }
 
     /// `MUNMAP`.
@@ -78,13 +126,20 @@ impl Proc {
 
     /// `FORK`: this process forked `child`.
     pub fn fork(&self, child: ProcessId) -> Record {
-        let body = Fork { child: child.pid, child_start_ns: child.start_ns, ..Fork::default() };
+        let body = Fork {
+            child: child.pid,
+            child_start_ns: child.start_ns,
+            ..Fork::default()
+        };
         Record::new(self.header(), body)
     }
 
     /// `EXEC`: a new program; names over 15 bytes are cut.
     pub fn exec(&self, parent: u32, comm: &str) -> Record {
-        let mut body = Exec { parent, ..Exec::default() };
+        let mut body = Exec {
+            parent,
+            ..Exec::default()
+        };
         for (to, from) in body.comm.iter_mut().take(15).zip(comm.bytes()) {
             *to = from;
         }
@@ -93,12 +148,25 @@ impl Proc {
 
     /// `EXIT` with a `wait` status.
     pub fn exit(&self, code: u32) -> Record {
-        Record::new(self.header(), Exit { code, ..Exit::default() })
+        Record::new(
+            self.header(),
+            Exit {
+                code,
+                ..Exit::default()
+            },
+        )
     }
 
     /// `LOST`: `count` records of this process's workload were lost at `source`
     /// (index into [`crate::abi::LOSS_SOURCES`]).
     pub fn lost(&self, count: u64, source: u32) -> Record {
-        Record::new(self.header(), Lost { count, source, ..Lost::default() })
+        Record::new(
+            self.header(),
+            Lost {
+                count,
+                source,
+                ..Lost::default()
+            },
+        )
     }
 }

@@ -279,7 +279,9 @@ impl Host {
 
     fn undo(&mut self, lease: &Lease) {
         let acts = self.queue.iter().filter(|waiting| match &waiting.effect {
-            Effect::Act { lease: Some(of), .. } => of.id == lease.id,
+            Effect::Act {
+                lease: Some(of), ..
+            } => of.id == lease.id,
             _ => false,
         });
         // Of silence the core makes an end: the first that is overdue speaks for those behind it.

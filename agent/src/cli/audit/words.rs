@@ -15,7 +15,10 @@ pub(super) fn table(records: &[Record], style: Style, headings: bool) -> String 
     for record in records {
         // On a terminal the day is rarely in doubt; elsewhere times are for programs.
         let time = if style.terminal {
-            record.time.get(5..23).map_or(record.time.clone(), |t| t.replace('T', " "))
+            record
+                .time
+                .get(5..23)
+                .map_or(record.time.clone(), |t| t.replace('T', " "))
         } else {
             record.time.clone()
         };
@@ -32,7 +35,8 @@ pub(super) fn table(records: &[Record], style: Style, headings: bool) -> String 
     if headings && style.terminal {
         return text;
     }
-    text.split_once('\n').map_or(String::new(), |(_, rows)| rows.to_owned())
+    text.split_once('\n')
+        .map_or(String::new(), |(_, rows)| rows.to_owned())
 }
 
 fn colour(record: &Record) -> Option<Colour> {
@@ -56,16 +60,36 @@ pub(super) fn summary(record: &Record) -> String {
     };
     match entry {
         Entry::Segment { before, .. } => format!("a new file; {before} records before it"),
-        Entry::Start { agent, kernel, policies, .. } => {
+        Entry::Start {
+            agent,
+            kernel,
+            policies,
+            ..
+        } => {
             let names: Vec<&str> = policies.iter().map(|p| p.name.as_str()).collect();
-            format!("palisade {agent} on Linux {kernel}, policies: {}", listed(&names))
+            format!(
+                "palisade {agent} on Linux {kernel}, policies: {}",
+                listed(&names)
+            )
         }
         Entry::Stop { why } => why,
-        Entry::Policy { what, policy, detail } => {
+        Entry::Policy {
+            what,
+            policy,
+            detail,
+        } => {
             let what = serde_json::to_value(what).ok();
-            let what = what.as_ref().and_then(|w| w.as_str()).unwrap_or("changed").replace('_', " ");
+            let what = what
+                .as_ref()
+                .and_then(|w| w.as_str())
+                .unwrap_or("changed")
+                .replace('_', " ");
             let version = if policy.version.is_empty() { "" } else { " " };
-            let detail = if detail.is_empty() { detail } else { format!(": {detail}") };
+            let detail = if detail.is_empty() {
+                detail
+            } else {
+                format!(": {detail}")
+            };
             format!("{what} {}{version}{}{detail}", policy.name, policy.version)
         }
         Entry::Decision { decision, .. } => {
@@ -79,20 +103,47 @@ pub(super) fn summary(record: &Record) -> String {
                 asked.reason
             )
         }
-        Entry::Intent { effect, action, target: on, policy, .. } => {
-            format!("{action} on {} for {policy} (effect {})", target(record, on), effect.0)
+        Entry::Intent {
+            effect,
+            action,
+            target: on,
+            policy,
+            ..
+        } => {
+            format!(
+                "{action} on {} for {policy} (effect {})",
+                target(record, on),
+                effect.0
+            )
         }
-        Entry::Outcome { effect, outcome: how } => {
+        Entry::Outcome {
+            effect,
+            outcome: how,
+        } => {
             format!("effect {}: {}", effect.0, outcome(&how))
         }
         Entry::Renew { lease, .. } => format!("lease {} lasts longer", lease.0),
         Entry::UndoIntent { effect, lease, why } => {
-            format!("undo {} of {}: {why} (effect {})", held(&lease), lease.cgroup, effect.0)
+            format!(
+                "undo {} of {}: {why} (effect {})",
+                held(&lease),
+                lease.cgroup,
+                effect.0
+            )
         }
-        Entry::UndoOutcome { effect, outcome: how, .. } => {
+        Entry::UndoOutcome {
+            effect,
+            outcome: how,
+            ..
+        } => {
             format!("undo, effect {}: {}", effect.0, outcome(&how))
         }
-        Entry::Loss { source, count, policy, .. } => {
+        Entry::Loss {
+            source,
+            count,
+            policy,
+            ..
+        } => {
             let who = policy.map_or(String::new(), |p| format!(", missed by {p}"));
             format!("{count} events lost: {source}{who}")
         }
@@ -104,7 +155,11 @@ pub(super) fn summary(record: &Record) -> String {
 pub(super) fn fields(record: &Record, style: Style) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(out, "{} {value}", style.paint(Colour::Cyan, &format!("{name:<12}")));
+        let _ = writeln!(
+            out,
+            "{} {value}",
+            style.paint(Colour::Cyan, &format!("{name:<12}"))
+        );
     };
     line("seq", &record.seq.to_string());
     line("time", &escape(&record.time));
@@ -116,7 +171,11 @@ pub(super) fn fields(record: &Record, style: Style) -> String {
             other => {
                 let pretty = serde_json::to_string_pretty(other).unwrap_or_default();
                 // JSON escapes control characters itself, but not those above U+007F.
-                pretty.lines().map(escape).collect::<Vec<_>>().join("\n             ")
+                pretty
+                    .lines()
+                    .map(escape)
+                    .collect::<Vec<_>>()
+                    .join("\n             ")
             }
         };
         line(&escape(name), &text);
@@ -135,7 +194,11 @@ pub(super) fn story(story: &Story, style: Style, now_ns: u64) -> String {
     }
     for record in &story.records {
         let after = record.boot_ns.saturating_sub(begin);
-        let stamp = if after == 0 { "at first".to_owned() } else { format!("after {}", span(after)) };
+        let stamp = if after == 0 {
+            "at first".to_owned()
+        } else {
+            format!("after {}", span(after))
+        };
         let marker = if record.seq == story.about { "*" } else { " " };
         let head = format!("{marker}{stamp:>13}  #{:<6}", record.seq);
         let mut sentences = tell(record).into_iter();
@@ -158,10 +221,22 @@ fn ending(story: &Story) -> Option<&'static str> {
     let some = |is: &dyn Fn(&Entry) -> bool| entries.iter().any(is);
     let leased = some(&|e| matches!(e, Entry::Intent { lease: Some(_), .. }));
     let undone = some(&|e| {
-        matches!(e, Entry::UndoOutcome { outcome: ActOutcome::Done { .. } | ActOutcome::Gone, .. })
+        matches!(
+            e,
+            Entry::UndoOutcome {
+                outcome: ActOutcome::Done { .. } | ActOutcome::Gone,
+                ..
+            }
+        )
     });
     let left = some(&|e| {
-        matches!(e, Entry::UndoOutcome { outcome: ActOutcome::ForeignChange { .. }, .. })
+        matches!(
+            e,
+            Entry::UndoOutcome {
+                outcome: ActOutcome::ForeignChange { .. },
+                ..
+            }
+        )
     });
     let acted = some(&|e| matches!(e, Entry::Intent { .. }));
     let decided = some(&|e| matches!(e, Entry::Decision { .. }));
@@ -179,17 +254,29 @@ fn ending(story: &Story) -> Option<&'static str> {
 fn tell(record: &Record) -> Vec<String> {
     match record.entry() {
         Some(Entry::Decision { decision, who }) => decided(record, &decision, &who),
-        Some(Entry::Intent { action, target: on, lease, .. }) => {
+        Some(Entry::Intent {
+            action,
+            target: on,
+            lease,
+            ..
+        }) => {
             let mut told = vec![format!("About to do: {action} on {}.", target(record, on))];
             told.extend(lease.map(|l| format!("Held by lease {} on {}.", l.id.0, l.cgroup)));
             told
         }
         Some(Entry::Outcome { outcome: how, .. }) => vec![format!("Result: {}.", outcome(&how))],
         Some(Entry::Renew { lease, .. }) => {
-            vec![format!("The policy still asked for it: lease {} was prolonged.", lease.0)]
+            vec![format!(
+                "The policy still asked for it: lease {} was prolonged.",
+                lease.0
+            )]
         }
         Some(Entry::UndoIntent { lease, why, .. }) => {
-            vec![format!("About to undo {} of {}: {why}.", held(&lease), lease.cgroup)]
+            vec![format!(
+                "About to undo {} of {}: {why}.",
+                held(&lease),
+                lease.cgroup
+            )]
         }
         Some(Entry::UndoOutcome { outcome: how, .. }) => {
             vec![format!("Result of the undo: {}.", outcome(&how))]
@@ -219,12 +306,19 @@ fn decided(record: &Record, decision: &Decision, who: &crate::audit::Identity) -
     }
     let mut known: Vec<String> = Vec::new();
     known.extend(who.exe.as_ref().map(|exe| format!("runs {exe}")));
-    known.extend(who.container.as_ref().map(|id| format!("in container {id}")));
+    known.extend(
+        who.container
+            .as_ref()
+            .map(|id| format!("in container {id}")),
+    );
     if !known.is_empty() {
         told.push(format!("The target {}.", known.join(" ")));
     }
     told.push(match &decision.verdict {
-        Verdict::Granted { clamped: Some(clamped), .. } => format!("Granted, made milder: {clamped}."),
+        Verdict::Granted {
+            clamped: Some(clamped),
+            ..
+        } => format!("Granted, made milder: {clamped}."),
         Verdict::Granted { .. } => "Granted.".into(),
         Verdict::Renewed { .. } => "It was in force already and was prolonged.".into(),
         Verdict::Observed => "It would have been granted, but this policy only observes.".into(),
@@ -236,7 +330,9 @@ fn decided(record: &Record, decision: &Decision, who: &crate::audit::Identity) -
 fn verdict(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Granted { clamped: None, .. } => "granted".into(),
-        Verdict::Granted { clamped: Some(how), .. } => format!("granted, milder ({how})"),
+        Verdict::Granted {
+            clamped: Some(how), ..
+        } => format!("granted, milder ({how})"),
         Verdict::Renewed { .. } => "renewed".into(),
         Verdict::Observed => "observed only".into(),
         Verdict::Refused { reason } => format!("refused ({})", refusal(reason)),
@@ -246,14 +342,22 @@ fn verdict(verdict: &Verdict) -> String {
 fn refusal(reason: &Reason) -> String {
     let name = |power| {
         let value = serde_json::to_value(power).ok();
-        value.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+        value
+            .and_then(|v| v.as_str().map(str::to_owned))
+            .unwrap_or_default()
     };
     match reason {
-        Reason::Identity { detail } => format!("the target is not the one that was meant: {detail}"),
+        Reason::Identity { detail } => {
+            format!("the target is not the one that was meant: {detail}")
+        }
         Reason::Protected { rule } => format!("the target is protected by {rule}"),
         Reason::OutOfScope => "the target is outside the watched scope".into(),
         Reason::Power { needs, granted } => {
-            format!("it needs the power \"{}\", granted is \"{}\"", name(*needs), name(*granted))
+            format!(
+                "it needs the power \"{}\", granted is \"{}\"",
+                name(*needs),
+                name(*granted)
+            )
         }
         Reason::Invalid { detail } => format!("the request makes no sense: {detail}"),
         Reason::Cooldown { .. } => "the policy acted on this target a moment ago".into(),
@@ -265,18 +369,28 @@ fn refusal(reason: &Reason) -> String {
             format!("{lost} events about others were lost, and it could not be undone")
         }
         Reason::Disarmed => "the kill switch is on".into(),
-        Reason::Unrecordable => "the audit log could not be written, and it could not be undone".into(),
+        Reason::Unrecordable => {
+            "the audit log could not be written, and it could not be undone".into()
+        }
     }
 }
 
 fn outcome(outcome: &ActOutcome) -> String {
     match outcome {
-        ActOutcome::Done { observed, original: None } => format!("done, seen: {observed}"),
-        ActOutcome::Done { observed, original: Some(before) } => {
+        ActOutcome::Done {
+            observed,
+            original: None,
+        } => format!("done, seen: {observed}"),
+        ActOutcome::Done {
+            observed,
+            original: Some(before),
+        } => {
             format!("done, seen: {observed} (before: {before})")
         }
         ActOutcome::Gone => "the target was gone".into(),
-        ActOutcome::InDriverCall => "not done: the target was inside a driver call all the while".into(),
+        ActOutcome::InDriverCall => {
+            "not done: the target was inside a driver call all the while".into()
+        }
         ActOutcome::ForeignChange { found } => {
             format!("left alone: somebody else had changed it to {found}")
         }
@@ -285,7 +399,9 @@ fn outcome(outcome: &ActOutcome) -> String {
 }
 
 fn evidence(evidence: &Evidence) -> String {
-    format!("{} {} {}", evidence.name, evidence.value, evidence.unit).trim_end().to_owned()
+    format!("{} {} {}", evidence.name, evidence.value, evidence.unit)
+        .trim_end()
+        .to_owned()
 }
 
 fn held(lease: &Lease) -> &'static str {
@@ -297,20 +413,28 @@ fn held(lease: &Lease) -> &'static str {
 }
 
 fn target(record: &Record, target: Target) -> String {
-    let place = record.cgroup().map_or(String::new(), |cgroup| format!(" in {cgroup}"));
+    let place = record
+        .cgroup()
+        .map_or(String::new(), |cgroup| format!(" in {cgroup}"));
     match target {
         Target::Process(id) => {
-            let name = record.text(&["who", "comm"]).map_or(String::new(), |n| format!(" ({n})"));
+            let name = record
+                .text(&["who", "comm"])
+                .map_or(String::new(), |n| format!(" ({n})"));
             format!("process {}{name}{place}", id.pid)
         }
-        Target::Workload(id) => {
-            record.cgroup().map_or_else(|| format!("workload {}", id.0), |c| format!("workload {c}"))
-        }
+        Target::Workload(id) => record
+            .cgroup()
+            .map_or_else(|| format!("workload {}", id.0), |c| format!("workload {c}")),
     }
 }
 
 fn listed(names: &[&str]) -> String {
-    if names.is_empty() { "none".into() } else { names.join(", ") }
+    if names.is_empty() {
+        "none".into()
+    } else {
+        names.join(", ")
+    }
 }
 
 /// The verdict of a verification, in words.
@@ -337,13 +461,18 @@ pub(super) fn report(report: &Report, options: &VerifyOptions, style: Style) -> 
                 last - after_seq
             ),
         ),
-        Status::Broken => (Colour::Red, format!("NOT INTACT: {} found.", faults(report.fault_count))),
+        Status::Broken => (
+            Colour::Red,
+            format!("NOT INTACT: {} found.", faults(report.fault_count)),
+        ),
     };
     let _ = writeln!(out, "{}", style.paint(colour, &verdict));
     for fault in &report.faults {
         let _ = writeln!(out, "  {}", escape(&fault.to_string()));
     }
-    let untold = report.fault_count.saturating_sub(report.faults.len() as u64);
+    let untold = report
+        .fault_count
+        .saturating_sub(report.faults.len() as u64);
     if untold > 0 {
         let _ = writeln!(out, "  and {untold} more");
     }
@@ -361,7 +490,10 @@ pub(super) fn report(report: &Report, options: &VerifyOptions, style: Style) -> 
     }
     match report.status {
         Status::Broken => {
-            let _ = writeln!(out, "Next: copy the directory away as evidence before anything else.");
+            let _ = writeln!(
+                out,
+                "Next: copy the directory away as evidence before anything else."
+            );
         }
         Status::Unanchored { .. } if options.head.is_none() => {
             let _ = writeln!(
@@ -376,5 +508,9 @@ pub(super) fn report(report: &Report, options: &VerifyOptions, style: Style) -> 
 }
 
 fn faults(count: u64) -> String {
-    if count == 1 { "1 fault".into() } else { format!("{count} faults") }
+    if count == 1 {
+        "1 fault".into()
+    } else {
+        format!("{count} faults")
+    }
 }

@@ -71,11 +71,18 @@ impl Offspring {
         self.status
     }
 
-    /// SIGTERM, and SIGKILL if it has not ended within the time given.
-    pub(super) fn end(&mut self, within: Duration) -> Option<ExitStatus> {
+    /// SIGTERM, without waiting: a throttled process may take a while to get to its end.
+    pub(super) fn ask_to_end(&mut self) {
         if self.ended().is_none() {
             // Not waited for yet, so the pid is still this child's.
             let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        }
+    }
+
+    /// SIGTERM, and SIGKILL if it has not ended within the time given.
+    pub(super) fn end(&mut self, within: Duration) -> Option<ExitStatus> {
+        self.ask_to_end();
+        if self.status.is_none() {
             let deadline = Instant::now() + within;
             while self.ended().is_none() && Instant::now() < deadline {
                 std::thread::sleep(LOOK_EVERY);

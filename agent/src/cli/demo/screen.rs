@@ -1,9 +1,10 @@
 //! What a person sees: one line an event, with its time, who speaks, and a bar for latencies.
 //!
-//! Must not decide anything; colours only on a terminal and not against `NO_COLOR`.
+//! Must not decide anything. What policies and processes say is escaped.
 
+use crate::cli::style::{Colour, Style, escape};
 use serde_json::{Value, json};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::time::Duration;
 
 /// Cells of the longest bar.
@@ -26,7 +27,7 @@ pub(super) enum Tone {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Screen {
     json: bool,
-    colour: bool,
+    style: Style,
     /// Every line is marked as replayed.
     replayed: bool,
 }
@@ -34,10 +35,13 @@ pub(super) struct Screen {
 impl Screen {
     /// Standard output; JSON lines if wanted.
     pub(super) fn new(json: bool) -> Self {
-        let plain = json || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self {
             json,
-            colour: !plain && std::io::stdout().is_terminal(),
+            style: if json {
+                Style::PLAIN
+            } else {
+                Style::of_stdout()
+            },
             replayed: false,
         }
     }
@@ -106,7 +110,11 @@ impl Screen {
             ("✗", Tone::Bad)
         };
         self.print(
-            &format!("  {}  {what}: {detail}", self.paint(tone, mark)),
+            &format!(
+                "  {}  {}",
+                self.paint(tone, mark),
+                escape(&format!("{what}: {detail}"))
+            ),
             || json!({ "event": "claim", "held": held, "claim": what, "detail": detail }),
         );
     }
@@ -128,15 +136,15 @@ impl Screen {
     }
 
     fn paint(self, tone: Tone, text: &str) -> String {
-        let code = match tone {
-            _ if !self.colour => return text.to_owned(),
-            Tone::Plain => return text.to_owned(),
-            Tone::Dim => "2",
-            Tone::Good => "32",
-            Tone::Bad => "31",
-            Tone::Loud => "1",
+        let text = escape(text);
+        let colour = match tone {
+            Tone::Plain => return text,
+            Tone::Dim => Colour::Dim,
+            Tone::Good => Colour::Green,
+            Tone::Bad => Colour::Red,
+            Tone::Loud => Colour::Bold,
         };
-        format!("\x1b[{code}m{text}\x1b[0m")
+        self.style.paint(colour, &text)
     }
 }
 

@@ -8,7 +8,8 @@
 
 use super::cgroups::{self, Cgroups, PREFIX};
 use super::children::{Offspring, Said};
-use super::{HOG, LOADER, SERVICE, Shortened, Unable};
+use super::settings::{Shortened, configuration};
+use super::{HOG, LOADER, SERVICE, Unable};
 use crate::identity::layout::Layout;
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::OFlag;
@@ -33,8 +34,10 @@ pub(super) const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// 40 % of the time; at a CPU ceiling of 5 % some 3 %.
 const HOG_BURN_MS: u64 = 60;
 const HOG_HOLD_MS: u64 = 40;
-/// Pause of the loader between two loads, milliseconds.
-const LOADER_GAP_MS: u64 = 10;
+/// Pause of the loader between two loads, milliseconds. A load of a file that is in the page
+/// cache takes 3 ms or more; short ones matter, because a ceiling on CPU time cannot interrupt
+/// a system call (since Linux 6.18), and a long one would leave a debt of many seconds.
+const LOADER_GAP_MS: u64 = 2;
 /// How long the agent may take to end in order, which includes undoing its leases.
 const AGENT_ENDS_WITHIN: Duration = Duration::from_secs(5);
 const WORKLOAD_ENDS_WITHIN: Duration = Duration::from_secs(2);
@@ -61,12 +64,21 @@ impl Programs {
     }
 }
 
+/// What is kept of a demo.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Options {
+    /// The folder stays.
+    pub(super) keep: bool,
+    /// The agent records its events into this file.
+    pub(super) record: Option<PathBuf>,
+}
+
 /// The machine while the demo runs.
 #[derive(Debug)]
 pub(super) struct Stage {
     programs: Programs,
     dir: PathBuf,
-    keep: bool,
+    options: Options,
     pub(super) cgroups: Cgroups,
     /// Kept open: the device is there as long as its other end is.
     device: Option<PtyMaster>,
@@ -82,7 +94,7 @@ impl Stage {
         programs: Programs,
         policies: &Path,
         shortened: &[Shortened],
-        keep: bool,
+        options: Options,
     ) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             return Err(Unable("root is needed: sensors, cgroups and their limits".into()).into());
@@ -99,13 +111,8 @@ impl Stage {
         cgroups::sweep(&layout);
         sweep_folders();
 
-        let dir = Path::new(PARENT).join(format!("{PREFIX}{}", std::process::id()));
-        // Fails if it exists: in a folder that all may write to, it would not be ours.
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&dir)
-            .with_context(|| format!("making {}", dir.display()))?;
-        let folder = Folder(Some(dir.clone()));
+        let folder = Folder::create()?;
+        let dir = folder.path().to_owned();
         let cgroups = Cgroups::create(layout, &[SERVICE, HOG, LOADER])
             .map_err(|error| Unable(format!("cgroups of its own: {error}")))?;
         let (device, device_path) = open_device()?;
@@ -119,7 +126,7 @@ impl Stage {
         Ok(Self {
             programs,
             dir,
-            keep,
+            options,
             cgroups,
             device: Some(device),
             device_path,
@@ -159,6 +166,9 @@ impl Stage {
             .arg("run")
             .arg("--config")
             .arg(self.dir.join("palisade.toml"));
+        if let Some(file) = &self.options.record {
+            command.arg("--record").arg(file);
+        }
         command
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(Stdio::from(log));
@@ -200,7 +210,6 @@ impl Stage {
             _ => command
                 .args([
                     "reload-loop",
-                    "--cold",
                     "--gap-ms",
                     &LOADER_GAP_MS.to_string(),
                     "--model",
@@ -213,14 +222,14 @@ impl Stage {
         Ok(())
     }
 
-    /// Ends one workload.
+    /// Asks one workload to end.
     pub(super) fn stop(&mut self, name: &str) {
         for child in self
             .workloads
             .iter_mut()
             .filter(|child| child.name() == name)
         {
-            child.end(WORKLOAD_ENDS_WITHIN);
+            child.ask_to_end();
         }
     }
 
@@ -258,7 +267,7 @@ impl Stage {
         if self.device_path.exists() {
             left.push(format!("device {}", self.device_path.display()));
         }
-        if self.keep {
+        if self.options.keep {
             let kept = self
                 .dir
                 .with_file_name(format!("{PREFIX}kept-{}", std::process::id()));
@@ -278,10 +287,27 @@ impl Drop for Stage {
     }
 }
 
-/// A folder that goes if the stage is not completed.
-struct Folder(Option<PathBuf>);
+/// The demo's folder. It goes with this value, unless a stage takes it over.
+#[derive(Debug)]
+pub(super) struct Folder(Option<PathBuf>);
 
 impl Folder {
+    /// Makes it, for root alone.
+    pub(super) fn create() -> Result<Self> {
+        let dir = Path::new(PARENT).join(format!("{PREFIX}{}", std::process::id()));
+        // Fails if it exists: in a folder that all may write to, it would not be ours.
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .with_context(|| format!("making {}", dir.display()))?;
+        Ok(Self(Some(dir)))
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        self.0.as_deref().unwrap_or(Path::new(PARENT))
+    }
+
     fn kept(mut self) {
         self.0 = None;
     }
@@ -312,47 +338,6 @@ fn last_cpu() -> Result<usize> {
         .rev()
         .find(|cpu| set.is_set(*cpu))
         .context("no CPU may be used")
-}
-
-fn configuration(
-    dir: &Path,
-    cgroup: &str,
-    device: &Path,
-    policies: &Path,
-    shortened: &[Shortened],
-) -> Result<String> {
-    let quoted = |text: &str| toml::Value::from(text).to_string();
-    let path = |path: &Path| quoted(&path.to_string_lossy());
-    let rdev = fs::metadata(device).context("the demo's terminal")?.rdev();
-    let mut text = format!(
-        "# Made by `palisade demo`.\nstate_dir = {}\nrun_dir = {}\n\n\
-         [watch]\ncgroups = [{}]\nwindow = \"100ms\"\n\n\
-         # The pseudo-terminal that stands in for a GPU.\n\
-         [[devices]]\nname = \"demo\"\nmajor = {}\nminor = {}\nslow = \"5ms\"\n",
-        path(&dir.join("state")),
-        path(&dir.join("run")),
-        quoted(cgroup),
-        rustix::fs::major(rdev),
-        rustix::fs::minor(rdev),
-    );
-    for policy in shortened {
-        let file = policies.join(format!("{}.wasm", policy.name));
-        if !file.is_file() {
-            return Err(anyhow!(
-                "{} is missing: build it with ./x build",
-                file.display()
-            ));
-        }
-        text += &format!(
-            "\n[policies.{}]\npath = {}\nmode = \"enforce\"\npower = \"throttle\"\n{}\n\
-             settings = {{ {} }}\n",
-            policy.name,
-            path(&file),
-            policy.grant.join("\n"),
-            policy.settings.join(", "),
-        );
-    }
-    Ok(text)
 }
 
 /// Processes, other than this one, that have the demo's folder on their command line; they get
@@ -390,57 +375,5 @@ fn sweep_folders() {
         {
             let _ = fs::remove_dir_all(entry.path());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn the_configuration_watches_the_demo_alone_and_enforces() {
-        let policies = tempfile::tempdir().unwrap();
-        for policy in &super::super::POLICIES {
-            fs::write(policies.path().join(format!("{}.wasm", policy.name)), "").unwrap();
-        }
-        let dir = Path::new("/var/tmp/palisade-demo-\"1");
-        let text = configuration(
-            dir,
-            "/palisade-demo-1",
-            Path::new("/dev/null"),
-            policies.path(),
-            &super::super::POLICIES,
-        );
-        let table: toml::Table = text.unwrap().parse().unwrap();
-        assert_eq!(table["state_dir"].as_str(), dir.join("state").to_str());
-        assert_eq!(table["watch"]["cgroups"].as_array().unwrap().len(), 1);
-        let device = &table["devices"][0];
-        assert_eq!(
-            (device["major"].as_integer(), device["minor"].as_integer()),
-            (Some(1), Some(3))
-        );
-        for policy in &super::super::POLICIES {
-            let policy = &table["policies"][policy.name];
-            assert_eq!(policy["mode"].as_str(), Some("enforce"));
-            assert_eq!(policy["settings"]["quota_permille"].as_integer(), Some(50));
-        }
-    }
-
-    #[test]
-    fn a_policy_that_was_not_built_is_named() {
-        let error = configuration(
-            Path::new("/x"),
-            "/c",
-            Path::new("/dev/null"),
-            Path::new("/no-such-folder"),
-            &super::super::POLICIES,
-        );
-        assert!(
-            error
-                .unwrap_err()
-                .to_string()
-                .contains("gpu-contention.wasm")
-        );
     }
 }

@@ -1,6 +1,8 @@
 //! An instance on its own: deterministic, split, bounded.
 
-use super::super::{Compiled, EngineShared, Instance, MAX_RECORDS_PER_CALL, NoLookup, StrikeKind};
+use super::super::{
+    Compiled, EngineShared, Instance, MAX_RECORDS_PER_CALL, NoLookup, Stepper, StrikeKind,
+};
 use super::guest::{self, GOOD, Guest};
 use super::*;
 use palisade_abi::{FILE_NAME_SLOTS, Lost, kind};
@@ -153,4 +155,41 @@ fn cost_of_a_call() {
             ns / size as f64
         );
     }
+}
+
+#[test]
+fn a_policy_driven_by_hand_behaves_as_in_the_agent() {
+    let run = || {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.wasm");
+        std::fs::write(
+            &path,
+            Guest {
+                misdeed: guest::TRAP,
+                ..GOOD
+            }
+            .build(),
+        )
+        .unwrap();
+        let shared = EngineShared::new(Arc::new(NoLookup)).unwrap();
+        let mut stepper = Stepper::new(&shared, &source("p", &path), 1).unwrap();
+        let mut numbers = Numbers::default();
+        let mut events = stepper.step(&numbers.batch(3, SECOND), 0);
+        for _ in 0..5 {
+            events.extend(stepper.step(&numbers.with(1, SECOND, poison), 2));
+        }
+        events
+    };
+    let events = run();
+    let count = |pick: fn(&PolicyEvent) -> bool| events.iter().filter(|event| pick(event)).count();
+    assert_eq!(
+        count(|event| matches!(event, PolicyEvent::Restarted { .. })),
+        3
+    );
+    assert_eq!(
+        count(|event| matches!(event, PolicyEvent::Lost { records: 2, .. })),
+        4
+    );
+    assert!(matches!(events.last(), Some(PolicyEvent::Ejected { .. })));
+    assert_eq!(events, run());
 }

@@ -10,8 +10,9 @@ use palisade_policy_sdk::abi::Lost;
 use palisade_policy_sdk::state::{Reader, Writer};
 use palisade_policy_sdk::{Policy, Record, Request, Requests, Settings, Target};
 
-const NAMES: [&str; 8] =
-    ["count", "next", "gaps", "repeats", "lost", "batches", "ticks", "restores"];
+const NAMES: [&str; 8] = [
+    "count", "next", "gaps", "repeats", "lost", "batches", "ticks", "restores",
+];
 
 struct Counter {
     report_every: u64,
@@ -22,7 +23,10 @@ struct Counter {
 impl Policy for Counter {
     fn init(settings: &Settings) -> Result<Self, String> {
         let report_every = settings.integer_in("report_every", 1..=u64::MAX / 2)?;
-        Ok(Self { report_every, counts: [0, 1, 0, 0, 0, 0, 0, 0] })
+        Ok(Self {
+            report_every,
+            counts: [0, 1, 0, 0, 0, 0, 0, 0],
+        })
     }
 
     fn on_batch(&mut self, _: u64, records: &[Record], out: &mut Requests) {
@@ -45,9 +49,14 @@ impl Policy for Counter {
         *batches += 1;
         if *batches % self.report_every == 0 {
             let report = Request::alert(Target::Workload(1)).reason("counted");
-            out.push(NAMES.iter().zip(self.counts).fold(report, |report, (name, value)| {
-                report.evidence(*name, value as f64, "count")
-            }));
+            out.push(
+                NAMES
+                    .iter()
+                    .zip(self.counts)
+                    .fold(report, |report, (name, value)| {
+                        report.evidence(*name, value as f64, "count")
+                    }),
+            );
         }
     }
 

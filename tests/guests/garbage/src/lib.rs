@@ -25,7 +25,11 @@ fn plain() -> Request {
 }
 
 fn evidence(value: f64) -> Evidence {
-    Evidence { name: "odd".to_owned(), value, unit: "ratio".to_owned() }
+    Evidence {
+        name: "odd".to_owned(),
+        value,
+        unit: "ratio".to_owned(),
+    }
 }
 
 impl Guest for Garbage {
@@ -40,40 +44,97 @@ impl Guest for Garbage {
     fn on_batch(_: u64, _: Vec<u64>) -> Vec<Request> {
         let huge = "\u{1b}[2J\n\"\0é".repeat(HUGE.get() / 10);
         vec![
-            Request { action: Action::CpuQuota(0), ..plain() },
-            Request { action: Action::CpuQuota(u32::MAX), ..plain() },
-            Request { action: Action::CpuWeight(0), ..plain() },
-            Request { action: Action::CpuWeight(u32::MAX), ..plain() },
-            Request { action: Action::Freeze, lease_ms: 0, ..plain() },
-            Request { action: Action::Freeze, lease_ms: u32::MAX, ..plain() },
-            Request { target: Target::Workload(0), action: Action::Kill, ..plain() },
-            Request { target: Target::Workload(u64::MAX), action: Action::Kill, ..plain() },
             Request {
-                target: Target::Process(Process { pid: 0, start_ns: 0 }),
+                action: Action::CpuQuota(0),
+                ..plain()
+            },
+            Request {
+                action: Action::CpuQuota(u32::MAX),
+                ..plain()
+            },
+            Request {
+                action: Action::CpuWeight(0),
+                ..plain()
+            },
+            Request {
+                action: Action::CpuWeight(u32::MAX),
+                ..plain()
+            },
+            Request {
+                action: Action::Freeze,
+                lease_ms: 0,
+                ..plain()
+            },
+            Request {
+                action: Action::Freeze,
+                lease_ms: u32::MAX,
+                ..plain()
+            },
+            Request {
+                target: Target::Workload(0),
+                action: Action::Kill,
+                ..plain()
+            },
+            Request {
+                target: Target::Workload(u64::MAX),
+                action: Action::Kill,
+                ..plain()
+            },
+            Request {
+                target: Target::Process(Process {
+                    pid: 0,
+                    start_ns: 0,
+                }),
                 action: Action::Terminate,
                 ..plain()
             },
             Request {
-                target: Target::Process(Process { pid: 1, start_ns: 0 }),
+                target: Target::Process(Process {
+                    pid: 1,
+                    start_ns: 0,
+                }),
                 action: Action::Terminate,
                 ..plain()
             },
             Request {
-                target: Target::Process(Process { pid: u32::MAX, start_ns: u64::MAX }),
+                target: Target::Process(Process {
+                    pid: u32::MAX,
+                    start_ns: u64::MAX,
+                }),
                 action: Action::Terminate,
                 ..plain()
             },
             Request {
-                evidence: [f64::NAN, -f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, f64::MAX]
-                    .map(evidence)
-                    .into(),
+                evidence: [
+                    f64::NAN,
+                    -f64::NAN,
+                    f64::INFINITY,
+                    f64::NEG_INFINITY,
+                    -0.0,
+                    f64::MAX,
+                ]
+                .map(evidence)
+                .into(),
                 ..plain()
             },
-            Request { evidence: (0..10_000).map(|n| evidence(f64::from(n))).collect(), ..plain() },
-            Request { reason: String::new(), ..plain() },
-            Request { reason: huge.clone(), ..plain() },
             Request {
-                evidence: vec![Evidence { name: huge.clone(), value: 1.0, unit: huge }],
+                evidence: (0..10_000).map(|n| evidence(f64::from(n))).collect(),
+                ..plain()
+            },
+            Request {
+                reason: String::new(),
+                ..plain()
+            },
+            Request {
+                reason: huge.clone(),
+                ..plain()
+            },
+            Request {
+                evidence: vec![Evidence {
+                    name: huge.clone(),
+                    value: 1.0,
+                    unit: huge,
+                }],
                 ..plain()
             },
         ]

@@ -29,7 +29,11 @@ impl Policy for Spin {
         if place == "init" {
             spin();
         }
-        Ok(Self { after: settings.integer_in("after", 0..=u64::MAX / 2)?, place, batches: 0 })
+        Ok(Self {
+            after: settings.integer_in("after", 0..=u64::MAX / 2)?,
+            place,
+            batches: 0,
+        })
     }
 
     fn on_batch(&mut self, _: u64, records: &[Record], out: &mut Requests) {
