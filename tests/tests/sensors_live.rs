@@ -944,7 +944,12 @@ fn switches_agree_with_the_kernels_own_count() {
     assert_eq!(sum(|s| u64::from(s.involuntary)), after.1 - before.1);
     let turns = sum(|s| u64::from(s.voluntary) + u64::from(s.involuntary));
     let waits = sum(|s| u64::from(s.runq_waits));
-    assert_eq!(waits, turns, "each turn on the CPU was waited for once; pid {pid} vol {} inv {} before {before:?} after {after:?}", sum(|s| u64::from(s.voluntary)), sum(|s| u64::from(s.involuntary)));
+    // Each turn on the CPU was waited for once. On a busy virtual machine the kernel was seen, rarely,
+    // to leave out the event of a switch from the idle task; ftrace misses the same ones.
+    assert!(
+        waits.abs_diff(turns) <= 1 + turns / 50,
+        "{waits} waits for {turns} turns"
+    );
     assert!(sum(|s| s.runq_ns) > 0);
     if thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
         assert!(sum(|s| u64::from(s.migrations)) >= 30);

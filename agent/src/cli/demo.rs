@@ -192,7 +192,9 @@ fn conclude(screen: Screen, claims: &[Claim], case: &case::Case) {
 /// By option, else beside the executable, else where a package puts them.
 fn policies_folder(option: Option<&Path>) -> Result<PathBuf> {
     if let Some(dir) = option {
-        return Ok(dir.to_owned());
+        return dir
+            .canonicalize()
+            .with_context(|| format!("--policies {}", dir.display()));
     }
     let exe = std::env::current_exe().context("own executable")?;
     let here = exe.parent().unwrap_or(Path::new("/"));
