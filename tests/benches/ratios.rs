@@ -4,7 +4,7 @@
 
 use event_rate::EventRate;
 use palisade::batch::Batch;
-use palisade::policy::{Compiled, Engine, EngineOptions, EngineShared, Events, Instance, Limits, NoLookup, PolicyEvent, PolicySource, Setting};
+use palisade::policy::{Compiled, Engine, EngineOptions, EngineShared, Events, Instance, Limits, NoLookup, PolicySource, Setting};
 use palisade_abi::{GpuCall, Header, Record, kind};
 use palisade_core::{Core, CoreConfig, Grant, Input, Mode, PolicyOutput, Power, ProtectList, TargetFacts};
 use palisade_policy_sdk::testing::Harness;

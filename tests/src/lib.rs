@@ -35,8 +35,13 @@ pub fn cannot_run_live() -> Option<String> {
     if palisade::ebpf_object::embedded().is_none() {
         return Some("built without the eBPF object (run ./x test)".into());
     }
-    let capabilities = sensors::capabilities();
-    capabilities.missing().map(|what| format!("this kernel does not permit it: {what}"))
+    let capabilities = sensors::capabilities(None, false);
+    let refused = capabilities.ring_buffer.err().or(capabilities.tracepoints.err());
+    match refused {
+        Some(what) => Some(format!("this kernel does not permit eBPF: {what}")),
+        None if !capabilities.btf => Some("this kernel has no BTF".into()),
+        None => None,
+    }
 }
 
 /// A numbers-larger switch: `./x soak`.

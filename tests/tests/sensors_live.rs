@@ -944,8 +944,8 @@ fn switches_agree_with_the_kernels_own_count() {
     assert_eq!(sum(|s| u64::from(s.involuntary)), after.1 - before.1);
     let turns = sum(|s| u64::from(s.voluntary) + u64::from(s.involuntary));
     let waits = sum(|s| u64::from(s.runq_waits));
-    // Each turn on the CPU was waited for once. On a busy virtual machine the kernel was seen, rarely,
-    // to leave out the event of a switch from the idle task; ftrace misses the same ones.
+    // Each turn on the CPU was waited for once. On a loaded 6.18 host one wait in several hundred was
+    // missing in about one run of thirty, with no loss counted by the kernel; hence the allowance.
     assert!(
         waits.abs_diff(turns) <= 1 + turns / 50,
         "{waits} waits for {turns} turns"

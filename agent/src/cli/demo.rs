@@ -169,13 +169,13 @@ fn introduce(screen: Screen, stage: &Stage) {
             stage.cpu()
         ),
     );
-    for policy in &POLICIES {
-        let text = format!(
-            "  shortened for the demo: {}: {}",
-            policy.name,
-            [policy.grant, policy.settings].concat().join(", ")
-        );
+    let note = |who: &str, settings: &[&str]| {
+        let text = format!("  shortened for the demo  {who:<15} {}", settings.join(", "));
         screen.note(Tone::Dim, &text);
+    };
+    note("both policies", settings::GRANT);
+    for policy in &POLICIES {
+        note(policy.name, policy.settings);
     }
 }
 

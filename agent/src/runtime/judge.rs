@@ -48,11 +48,13 @@ pub(super) struct Judge {
     act: Sender<Effect>,
     recordable: bool,
     decisions: u64,
+    /// Effects that were held back because their intent could not be recorded.
+    not_done: Vec<(Effect, ActOutcome)>,
 }
 
 impl Judge {
     pub(super) fn new(core: Core, shared: Shared, grants: BTreeMap<String, Grant>, act: Sender<Effect>) -> Self {
-        Self { core, shared, grants, running: BTreeMap::new(), act, recordable: true, decisions: 0 }
+        Self { core, shared, grants, running: BTreeMap::new(), act, recordable: true, decisions: 0, not_done: Vec::new() }
     }
 
     /// Runs until it is told to stop and the leases are undone, or patience ends.
@@ -212,6 +214,10 @@ impl Judge {
         for effect in self.core.step(crate::act::now_ns(), input) {
             self.carry_out(effect);
         }
+        // Only now, so that the effects of one step keep their order.
+        for (effect, outcome) in std::mem::take(&mut self.not_done) {
+            self.hear(Message::Outcome(Box::new(effect), outcome));
+        }
     }
 
     /// Records the intent, then hands the effect over.
@@ -228,7 +234,7 @@ impl Judge {
             if irreversible {
                 if let Err(error) = self.shared.audit.append_durable(entry) {
                     let outcome = ActOutcome::Failed { error: format!("not done, because its intent could not be recorded: {error}") };
-                    self.hear(Message::Outcome(Box::new(effect), outcome));
+                    self.not_done.push((effect, outcome));
                     return;
                 }
             } else {

@@ -71,7 +71,11 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
 
     let tables = Tables::new(
         layout.clone(),
-        identity::Limits { processes: config.limits.processes as usize, ..identity::Limits::default() },
+        identity::Limits {
+            // The whole host is in the table, not only who is counted.
+            processes: (config.limits.processes as usize).max(identity::Limits::default().processes),
+            ..identity::Limits::default()
+        },
     );
     let shared = Shared {
         audit: audit.clone(),

@@ -81,7 +81,9 @@ impl Recorder {
     pub(super) fn create(path: &Path, config: &Config) -> Result<Self> {
         let header = serde_json::json!({
             "agent": env!("CARGO_PKG_VERSION"),
+            "abi": palisade_abi::ABI_VERSION,
             "kernel": super::kernel_release(),
+            "boot_id": std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim(),
             "config_sha256": config.digest,
             "window_ns": u64::try_from(config.watch.window.as_nanos()).unwrap_or(u64::MAX),
         });

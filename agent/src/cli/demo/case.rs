@@ -245,6 +245,7 @@ impl Case {
                 self.policies.push(name.to_owned());
                 None
             }
+            PolicyChange::Unloaded => None,
             other => Some((name.to_owned(), Tone::Bad, format!("{other:?}: {detail}"))),
         }
     }
@@ -289,11 +290,17 @@ impl Case {
             return None;
         }
         self.told.push(key);
-        let evidence = evidence(&request.evidence);
-        let text = format!(
-            "saw: {}{evidence} → {} ({what})",
-            request.reason, request.action
-        );
+        // The sentence once; what follows for the same culprit is only what is done about it.
+        let spoken = self
+            .told
+            .iter()
+            .any(|(name, action, whom)| *name == policy.name && *action != request.action.name() && *whom == culprit);
+        let text = if spoken {
+            let evidence = evidence(&request.evidence);
+            format!("asks for {} ({what}){evidence}", request.action)
+        } else {
+            format!("saw: {} → {} ({what})", request.reason, request.action)
+        };
         Some((policy.name.clone(), tone, text))
     }
 
@@ -370,12 +377,16 @@ impl Case {
 /// Who, how, what.
 type Saying = (String, Tone, String);
 
+/// Numbers shown on the screen; the audit log has all of them, the weightiest first.
+const SHOWN_EVIDENCE: usize = 3;
+
 fn evidence(evidence: &[Evidence]) -> String {
     if evidence.is_empty() {
         return String::new();
     }
     let parts: Vec<String> = evidence
         .iter()
+        .take(SHOWN_EVIDENCE)
         .map(|one| {
             let digits = if one.value.fract() == 0.0 { 0 } else { 2 };
             let unit = if one.unit.is_empty() { "" } else { " " };

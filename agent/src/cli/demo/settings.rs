@@ -20,7 +20,7 @@ pub(super) struct Shortened {
     pub(super) settings: &'static [&'static str],
 }
 
-const GRANT: &[&str] = &[
+pub(super) const GRANT: &[&str] = &[
     "cooldown = \"2s\"",
     "max-lease = \"6s\"",
     "min-quota = 0.05",

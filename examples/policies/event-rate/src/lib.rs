@@ -9,6 +9,7 @@ use palisade_policy_sdk::{BoundedMap, Policy, ProcessId, Record, Request, Reques
 const PROCESSES: usize = 4096;
 
 /// Counts of the second that is under way.
+#[derive(Debug)]
 pub struct EventRate {
     max_per_second: u64,
     second: u64,
