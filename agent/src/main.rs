@@ -1,7 +1,7 @@
 //! The `palisade` command: parse, run, and turn the result into an exit code.
 
 use clap::Parser;
-use palisade::cli::{self, exit, Cli};
+use palisade::cli::{self, Cli, exit};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

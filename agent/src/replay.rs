@@ -3,14 +3,18 @@
 //! Invariants: the same recording with the same policies and configuration gives the same lines, byte for byte.
 //! Nothing is acted on: every effect is answered as done. Identity comes from the recording alone.
 
+use crate::cli::exit::{self, coded};
 use crate::config::Config;
 use crate::identity::ScopeRoots;
-use crate::policy::{Compiled, EngineShared, Instance, Lookup, ProcessFacts, WorkloadFacts, resolve};
+use crate::policy::{EngineShared, Lookup, PolicyEvent, ProcessFacts, Stepper, WorkloadFacts};
 use crate::recording::{Frame, Identity, Reader};
 use crate::runtime::options;
 use anyhow::{Context, Result};
 use palisade_abi::{Lost, kind};
-use palisade_core::{ActOutcome, Core, Effect, Input, Member, PolicyOutput, PolicyRef, ProcessId, ProtectList, Request, Target, TargetFacts, WorkloadId};
+use palisade_core::{
+    ActOutcome, Core, Effect, Input, Member, PolicyOutput, ProcessId, ProtectList, Target,
+    TargetFacts, WorkloadId,
+};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -27,8 +31,8 @@ pub struct Outcome {
     pub records: u64,
     /// Time of the first batch, `CLOCK_BOOTTIME` nanoseconds of the recording's host.
     pub first_ns: u64,
-    /// What was wrong with the recording's end, if something was.
-    pub torn: Option<String>,
+    /// What people should know: strikes of policies, a recording that was cut off.
+    pub notes: Vec<String>,
 }
 
 /// A decision or an undo.
@@ -47,8 +51,14 @@ impl Line {
         match &self.effect {
             Effect::Record { decision } => {
                 let verdict = serde_json::to_value(&decision.verdict).ok();
-                let verdict = verdict.as_ref().and_then(|verdict| verdict["verdict"].as_str()).unwrap_or("?");
-                format!("{} asks for {}: {verdict}. {}", decision.policy.name, decision.request.action, decision.request.reason)
+                let verdict = verdict
+                    .as_ref()
+                    .and_then(|verdict| verdict["verdict"].as_str())
+                    .unwrap_or("?");
+                format!(
+                    "{} asks for {}: {verdict}. {}",
+                    decision.policy.name, decision.request.action, decision.request.reason
+                )
             }
             Effect::Undo { lease, why, .. } => format!("lease on {} undone: {why}", lease.cgroup),
             other => format!("{other:?}"),
@@ -56,36 +66,26 @@ impl Line {
     }
 }
 
-struct Seat {
-    name: String,
-    reference: PolicyRef,
-    instance: Instance,
-}
-
 /// Replays the recording in `path` through the configuration's policies, in order of their names.
 pub fn replay(path: &Path, config: &Config) -> Result<Outcome> {
     let tables = Recorded::default();
-    let shared = EngineShared::new(Arc::new(tables.clone())).map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
+    let shared = EngineShared::new(Arc::new(tables.clone()))
+        .map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
     let mut core = Core::new(config.core.clone(), ProtectList::new(&[], None), 0);
     let mut seats = Vec::new();
     let mut grants = Vec::new();
     let mut policies: Vec<_> = config.policies.iter().collect();
     policies.sort_by(|a, b| a.name.cmp(&b.name));
     for policy in policies {
-        let source = options::policy_source(policy);
-        let compiled = Compiled::load(&shared, &source.path, source.limits.file_bytes)?;
-        let settings = resolve(&compiled.manifest, &source.settings).map_err(|faults| anyhow::anyhow!("policy '{}': {}", policy.name, faults.join("; ")))?;
-        let instance = Instance::new(&shared, &compiled, &settings, &source.limits).with_context(|| format!("policy '{}'", policy.name))?;
-        let reference = PolicyRef {
-            name: policy.name.clone(),
-            version: compiled.manifest.version.to_string(),
-            sha256: compiled.sha256.clone(),
-            generation: 1,
-        };
-        grants.push((reference.clone(), policy.grant.clone()));
-        seats.push(Seat { name: policy.name.clone(), reference, instance });
+        let seat = Stepper::new(&shared, &options::policy_source(policy), 1)
+            .map_err(|error| coded(exit::POLICY, format!("policy '{}': {error}", policy.name)))?;
+        grants.push((seat.reference().clone(), policy.grant.clone()));
+        seats.push(seat);
     }
-    let mut player = Player { core: &mut core, outcome: Outcome::default() };
+    let mut player = Player {
+        core: &mut core,
+        outcome: Outcome::default(),
+    };
     player.step(0, Input::Policies(grants));
     for frame in Reader::open(path).with_context(|| format!("cannot replay {}", path.display()))? {
         match frame {
@@ -99,30 +99,29 @@ pub fn replay(path: &Path, config: &Config) -> Result<Outcome> {
                 tables.observe(&batch.records);
                 for record in batch.records.iter() {
                     if let Some(lost) = record.get::<Lost>() {
-                        let workload = (record.header.workload != 0).then_some(WorkloadId(record.header.workload));
-                        player.step(batch.now_ns, Input::Lost { workload, count: lost.count });
+                        let workload = (record.header.workload != 0)
+                            .then_some(WorkloadId(record.header.workload));
+                        player.step(
+                            batch.now_ns,
+                            Input::Lost {
+                                workload,
+                                count: lost.count,
+                            },
+                        );
                     }
                 }
                 for seat in &mut seats {
-                    let delivery = seat.instance.deliver(&batch, 0, 0);
-                    if let Some(strike) = delivery.strikes.iter().find(|_| delivery.undelivered.is_some()) {
-                        anyhow::bail!("policy '{}' failed at batch {}: {strike}", seat.name, batch.seq);
+                    for event in seat.step(&batch, 0) {
+                        player.hear(batch.now_ns, event, &tables, config);
                     }
-                    if delivery.requests.is_empty() {
-                        continue;
-                    }
-                    let requests = delivery.requests.into_iter().map(|request: Request| {
-                        let facts = tables.facts(&request.target, &config.watch.scope);
-                        (request, facts)
-                    });
-                    let output = PolicyOutput { policy: seat.reference.clone(), batch: batch.seq, requests: requests.collect() };
-                    player.step(batch.now_ns, Input::Requests(output));
                 }
             }
             Ok(Frame::Identity(identity)) => tables.learn(identity),
             Ok(_) => {}
-            Err(error) if error.is_torn() => player.outcome.torn = Some(error.to_string()),
-            Err(error) => return Err(error).with_context(|| format!("cannot replay {}", path.display())),
+            Err(error) if error.is_torn() => player.outcome.notes.push(error.to_string()),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot replay {}", path.display()));
+            }
         }
     }
     // What is still held ends by itself.
@@ -140,14 +139,71 @@ impl Player<'_> {
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
             for effect in self.core.step(now_ns, input) {
-                if let Effect::Act { id, .. } | Effect::Alert { id, .. } | Effect::Undo { id, .. } = &effect {
-                    let outcome = ActOutcome::Done { observed: "replayed".to_owned(), original: None };
-                    inputs.push_back(Input::Outcome { effect: *id, outcome });
+                if let Effect::Act { id, .. } | Effect::Alert { id, .. } | Effect::Undo { id, .. } =
+                    &effect
+                {
+                    let outcome = ActOutcome::Done {
+                        observed: "replayed".to_owned(),
+                        original: None,
+                    };
+                    inputs.push_back(Input::Outcome {
+                        effect: *id,
+                        outcome,
+                    });
                 }
                 if matches!(effect, Effect::Record { .. } | Effect::Undo { .. }) {
-                    self.outcome.decisions.push(Line { time_ns: now_ns, effect });
+                    self.outcome.decisions.push(Line {
+                        time_ns: now_ns,
+                        effect,
+                    });
                 }
             }
+        }
+    }
+
+    fn hear(&mut self, now_ns: u64, event: PolicyEvent, tables: &Recorded, config: &Config) {
+        match event {
+            PolicyEvent::Output {
+                policy,
+                batch,
+                requests,
+                ..
+            } => {
+                let requests = requests.into_iter().map(|request| {
+                    let facts = tables.facts(&request.target, &config.watch.scope);
+                    (request, facts)
+                });
+                self.step(
+                    now_ns,
+                    Input::Requests(PolicyOutput {
+                        policy,
+                        batch,
+                        requests: requests.collect(),
+                    }),
+                );
+            }
+            PolicyEvent::Strike {
+                policy,
+                detail,
+                batch,
+                ..
+            } => {
+                self.outcome.notes.push(format!(
+                    "policy '{}' was struck at batch {batch}: {detail}",
+                    policy.name
+                ));
+            }
+            PolicyEvent::Ejected {
+                policy,
+                reason,
+                batch,
+            } => {
+                self.outcome.notes.push(format!(
+                    "policy '{}' was ejected at batch {batch}: {reason}",
+                    policy.name
+                ));
+            }
+            _ => {}
         }
     }
 
@@ -179,14 +235,38 @@ impl Recorded {
     fn learn(&self, identity: Identity) {
         let mut known = self.lock();
         match identity {
-            Identity::Process { process, parent, comm, exe, workload } => {
+            Identity::Process {
+                process,
+                parent,
+                comm,
+                exe,
+                workload,
+            } => {
                 let workload = workload.map_or(0, |workload| workload.0);
-                known.processes.insert(process, ProcessFacts { parent, comm, exe, workload });
+                known.processes.insert(
+                    process,
+                    ProcessFacts {
+                        parent,
+                        comm,
+                        exe,
+                        workload,
+                    },
+                );
             }
-            Identity::Workload { workload, cgroup, container } => {
-                known.workloads.insert(workload, WorkloadFacts { cgroup, container });
+            Identity::Workload {
+                workload,
+                cgroup,
+                container,
+            } => {
+                known
+                    .workloads
+                    .insert(workload, WorkloadFacts { cgroup, container });
             }
-            Identity::File { device, inode, path } => {
+            Identity::File {
+                device,
+                inode,
+                path,
+            } => {
                 known.files.insert((device, inode), path);
             }
         }
@@ -194,8 +274,14 @@ impl Recorded {
 
     fn observe(&self, records: &[palisade_abi::Record]) {
         let mut known = self.lock();
-        for record in records.iter().filter(|record| record.header.kind == kind::EXIT) {
-            known.ended.insert(ProcessId { pid: record.header.pid, start_ns: record.header.start_ns });
+        for record in records
+            .iter()
+            .filter(|record| record.header.kind == kind::EXIT)
+        {
+            known.ended.insert(ProcessId {
+                pid: record.header.pid,
+                start_ns: record.header.start_ns,
+            });
         }
     }
 
@@ -203,21 +289,43 @@ impl Recorded {
         let known = self.lock();
         let (alive, workload) = match target {
             Target::Process(process) => {
-                let info = known.processes.get(process).filter(|_| !known.ended.contains(process));
+                let info = known
+                    .processes
+                    .get(process)
+                    .filter(|_| !known.ended.contains(process));
                 (info.is_some(), info.map(|info| WorkloadId(info.workload)))
             }
             Target::Workload(workload) => (known.workloads.contains_key(workload), Some(*workload)),
         };
-        let cgroup = workload.and_then(|workload| known.workloads.get(&workload)).map(|info| info.cgroup.clone());
+        let cgroup = workload
+            .and_then(|workload| known.workloads.get(&workload))
+            .map(|info| info.cgroup.clone());
         let members = known
             .processes
             .iter()
-            .filter(|(process, info)| Some(WorkloadId(info.workload)) == workload && !known.ended.contains(process))
-            .map(|(process, info)| Member { process: *process, exe: info.exe.clone(), kernel_thread: false })
+            .filter(|(process, info)| {
+                Some(WorkloadId(info.workload)) == workload && !known.ended.contains(process)
+            })
+            .map(|(process, info)| Member {
+                process: *process,
+                exe: info.exe.clone(),
+                kernel_thread: false,
+            })
             .collect();
         let watched = cgroup.as_ref().is_some_and(|cgroup| scope.covers(cgroup));
-        let detail = if alive { String::new() } else { "not in the recording, or ended before".to_owned() };
-        TargetFacts { alive, detail, workload, cgroup, watched, members }
+        let detail = if alive {
+            String::new()
+        } else {
+            "not in the recording, or ended before".to_owned()
+        };
+        TargetFacts {
+            alive,
+            detail,
+            workload,
+            cgroup,
+            watched,
+            members,
+        }
     }
 }
 

@@ -4,9 +4,14 @@
 
 use event_rate::EventRate;
 use palisade::batch::Batch;
-use palisade::policy::{Compiled, Engine, EngineOptions, EngineShared, Events, Instance, Limits, NoLookup, PolicySource, Setting};
+use palisade::policy::{
+    Compiled, Engine, EngineOptions, EngineShared, Events, Instance, Limits, NoLookup,
+    PolicySource, Setting,
+};
 use palisade_abi::{GpuCall, Header, Record, kind};
-use palisade_core::{Core, CoreConfig, Grant, Input, Mode, PolicyOutput, Power, ProtectList, TargetFacts};
+use palisade_core::{
+    Core, CoreConfig, Grant, Input, Mode, PolicyOutput, Power, ProtectList, TargetFacts,
+};
 use palisade_policy_sdk::testing::Harness;
 use palisade_tests::{Agent, TestCgroup, binaries, cannot_run_live, policy, soak};
 use std::process::{Command, Stdio};
@@ -26,7 +31,11 @@ const NEVER: i64 = 1_000_000_000;
 const QUEUED: u64 = 512;
 
 fn main() {
-    println!("machine: {} CPUs, kernel {}\n", std::thread::available_parallelism().map_or(0, usize::from), palisade::runtime::kernel_release());
+    println!(
+        "machine: {} CPUs, kernel {}\n",
+        std::thread::available_parallelism().map_or(0, usize::from),
+        palisade::runtime::kernel_release()
+    );
     wasm_against_native();
     pipeline();
     reaction();
@@ -36,8 +45,25 @@ fn records(count: usize) -> Vec<Record> {
     (0..count)
         .map(|n| {
             let pid = (n as u32).wrapping_mul(2_654_435_761) % PROCESSES + 1000;
-            let header = Header { time_ns: n as u64, workload: 1, start_ns: u64::from(pid) * 1000, pid, tid: pid, kind: kind::GPU_EXIT, flags: 0, cpu: 0 };
-            Record::new(header, GpuCall { latency_ns: 1000, hold_ns: 500, device: 195 << 20, command: 0x2a })
+            let header = Header {
+                time_ns: n as u64,
+                workload: 1,
+                start_ns: u64::from(pid) * 1000,
+                pid,
+                tid: pid,
+                kind: kind::GPU_EXIT,
+                flags: 0,
+                cpu: 0,
+            };
+            Record::new(
+                header,
+                GpuCall {
+                    latency_ns: 1000,
+                    hold_ns: 500,
+                    device: 195 << 20,
+                    command: 0x2a,
+                },
+            )
         })
         .collect()
 }
@@ -48,17 +74,24 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn wasm_against_native() {
-    println!("policy evaluation, a counter per process ({PROCESSES} processes), WASM against the same code native");
-    println!("{:>8} {:>16} {:>16} {:>10}", "batch", "WASM ns/record", "native ns/record", "ratio");
+    println!(
+        "policy evaluation, a counter per process ({PROCESSES} processes), WASM against the same code native"
+    );
+    println!(
+        "{:>8} {:>16} {:>16} {:>10}",
+        "batch", "WASM ns/record", "native ns/record", "ratio"
+    );
     let shared = EngineShared::new(Arc::new(NoLookup)).expect("engine");
     let limits = Limits::default();
-    let compiled = Compiled::load(&shared, &policy("event-rate"), limits.file_bytes).expect("event-rate.wasm: run ./x build");
+    let compiled = Compiled::load(&shared, &policy("event-rate"), limits.file_bytes)
+        .expect("event-rate.wasm: run ./x build");
     let settings = [("max-per-second".to_owned(), Setting::Integer(NEVER))];
     for size in [64, 256, 512, 1024] {
         let batch = records(size);
         let calls = RECORDS / size;
         let mut wasm = Instance::new(&shared, &compiled, &settings, &limits).expect("instance");
-        let mut native = Harness::<EventRate>::with(&[("max-per-second", NEVER.into())]).expect("native policy");
+        let mut native =
+            Harness::<EventRate>::with(&[("max-per-second", NEVER.into())]).expect("native policy");
         let mut sides = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let start = Instant::now();
@@ -68,15 +101,22 @@ fn wasm_against_native() {
                     wasm.on_batch(call as u64, part).expect("no strike");
                 }
             }
-            sides.0.push(start.elapsed().as_nanos() as f64 / (calls * size) as f64);
+            sides
+                .0
+                .push(start.elapsed().as_nanos() as f64 / (calls * size) as f64);
             let start = Instant::now();
             for call in 0..calls {
                 std::hint::black_box(native.deliver_raw(call as u64, &batch));
             }
-            sides.1.push(start.elapsed().as_nanos() as f64 / (calls * size) as f64);
+            sides
+                .1
+                .push(start.elapsed().as_nanos() as f64 / (calls * size) as f64);
         }
         let (wasm, native) = (median(sides.0), median(sides.1));
-        println!("{size:>8} {wasm:>16.2} {native:>16.2} {:>10.2}", wasm / native);
+        println!(
+            "{size:>8} {wasm:>16.2} {native:>16.2} {:>10.2}",
+            wasm / native
+        );
     }
     println!("aim: ratio ≤ 2 at 512\n");
 }
@@ -84,13 +124,24 @@ fn wasm_against_native() {
 fn pipeline() {
     println!("records through publisher thread → policy thread (WASM) → core");
     let (events, inbox) = mpsc::channel();
-    let engine = Engine::new(EngineOptions::default(), Arc::new(NoLookup), Events::new(move |event| {
-        let _ = events.send(event);
-    }))
+    let engine = Engine::new(
+        EngineOptions::default(),
+        Arc::new(NoLookup),
+        Events::new(move |event| {
+            let _ = events.send(event);
+        }),
+    )
     .expect("engine");
-    let settings = toml::Table::from_iter([("max-per-second".to_owned(), toml::Value::Integer(NEVER))]);
+    let settings =
+        toml::Table::from_iter([("max-per-second".to_owned(), toml::Value::Integer(NEVER))]);
     let running = engine
-        .load(PolicySource { name: "event-rate".into(), path: policy("event-rate"), settings, max_power: Power::Alert, limits: Limits::default() })
+        .load(PolicySource {
+            name: "event-rate".into(),
+            path: policy("event-rate"),
+            settings,
+            max_power: Power::Alert,
+            limits: Limits::default(),
+        })
         .expect("policy");
     let publisher = engine.publisher();
     let batch: Arc<[Record]> = records(512).into();
@@ -104,7 +155,12 @@ fn pipeline() {
             std::thread::yield_now();
             done = progress();
         }
-        publisher.publish(&Batch { seq, now_ns: seq, records: Arc::clone(&batch), window_end: false });
+        publisher.publish(&Batch {
+            seq,
+            now_ns: seq,
+            records: Arc::clone(&batch),
+            window_end: false,
+        });
     }
     while progress() < total as u64 {
         std::thread::sleep(Duration::from_micros(200));
@@ -112,12 +168,29 @@ fn pipeline() {
     let elapsed = start.elapsed();
     let status = engine.status().into_iter().next().expect("one policy");
     let count = status.records;
-    println!("  {:.2} million records/s by the clock; {:.2} million/s of the policy's own time; lost {}", count as f64 / elapsed.as_secs_f64() / 1e6, count as f64 / (status.call_ns_total as f64 / 1e9) / 1e6, status.lost);
+    println!(
+        "  {:.2} million records/s by the clock; {:.2} million/s of the policy's own time; lost {}",
+        count as f64 / elapsed.as_secs_f64() / 1e6,
+        count as f64 / (status.call_ns_total as f64 / 1e9) / 1e6,
+        status.lost
+    );
     println!("  aim: ≥ 5 million records a second through one policy on one core");
     drop(inbox);
 
-    let grant = Grant { mode: Mode::Observe, max_power: Power::Kill, cooldown_ms: 0, actions_per_minute: u32::MAX, max_lease_ms: 60_000, min_quota_permille: 1 };
-    let config = CoreConfig { host_actions_per_minute: u32::MAX, loss_window_ms: 0, max_leases: 64, disarmed: false };
+    let grant = Grant {
+        mode: Mode::Observe,
+        max_power: Power::Kill,
+        cooldown_ms: 0,
+        actions_per_minute: u32::MAX,
+        max_lease_ms: 60_000,
+        min_quota_permille: 1,
+    };
+    let config = CoreConfig {
+        host_actions_per_minute: u32::MAX,
+        loss_window_ms: 0,
+        max_leases: 64,
+        disarmed: false,
+    };
     let mut core = Core::new(config, ProtectList::default(), 1);
     core.step(0, Input::Policies(vec![(running.clone(), grant)]));
     let requests = 100_000_u64;
@@ -131,10 +204,26 @@ fn pipeline() {
             reason: "benchmark".into(),
             evidence: Vec::new(),
         };
-        let facts = TargetFacts { alive: true, watched: true, workload: Some(palisade_core::WorkloadId(n % 50 + 2)), cgroup: Some("/a/b".into()), ..TargetFacts::default() };
-        std::hint::black_box(core.step(n * 1_000_000, Input::Requests(PolicyOutput { policy: running.clone(), batch: n, requests: vec![(request, facts)] })));
+        let facts = TargetFacts {
+            alive: true,
+            watched: true,
+            workload: Some(palisade_core::WorkloadId(n % 50 + 2)),
+            cgroup: Some("/a/b".into()),
+            ..TargetFacts::default()
+        };
+        std::hint::black_box(core.step(
+            n * 1_000_000,
+            Input::Requests(PolicyOutput {
+                policy: running.clone(),
+                batch: n,
+                requests: vec![(request, facts)],
+            }),
+        ));
     }
-    println!("  core: {:.1} µs a request\n", start.elapsed().as_secs_f64() * 1e6 / requests as f64);
+    println!(
+        "  core: {:.1} µs a request\n",
+        start.elapsed().as_secs_f64() * 1e6 / requests as f64
+    );
     engine.shutdown();
 }
 
@@ -158,12 +247,20 @@ fn reaction() {
         let mut command = Command::new(binaries().join("target"));
         cgroup.enter(command.arg("reaction").stdout(Stdio::piped()));
         let output = command.output().expect("target");
-        if let Ok(ns) = String::from_utf8_lossy(&output.stdout).trim().parse::<u64>() {
+        if let Ok(ns) = String::from_utf8_lossy(&output.stdout)
+            .trim()
+            .parse::<u64>()
+        {
             times.push(ns as f64 / 1e6);
         }
     }
     times.sort_by(f64::total_cmp);
-    let at = |part: f64| times.get(((times.len() as f64 * part) as usize).min(times.len().saturating_sub(1))).copied().unwrap_or(f64::NAN);
+    let at = |part: f64| {
+        times
+            .get(((times.len() as f64 * part) as usize).min(times.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or(f64::NAN)
+    };
     println!(
         "  {} of {rounds} rounds: median {:.2} ms, 99th percentile {:.2} ms, longest {:.2} ms (SCHED_OTHER; the intent is on disk first: includes one fdatasync)",
         times.len(),

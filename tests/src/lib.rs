@@ -36,7 +36,10 @@ pub fn cannot_run_live() -> Option<String> {
         return Some("built without the eBPF object (run ./x test)".into());
     }
     let capabilities = sensors::capabilities(None, false);
-    let refused = capabilities.ring_buffer.err().or(capabilities.tracepoints.err());
+    let refused = capabilities
+        .ring_buffer
+        .err()
+        .or(capabilities.tracepoints.err());
     match refused {
         Some(what) => Some(format!("this kernel does not permit eBPF: {what}")),
         None if !capabilities.btf => Some("this kernel has no BTF".into()),
@@ -53,12 +56,17 @@ pub fn soak() -> bool {
 pub fn binaries() -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
     // target/PROFILE/deps/name-hash
-    exe.ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default()
+    exe.ancestors()
+        .nth(2)
+        .map(Path::to_path_buf)
+        .unwrap_or_default()
 }
 
 /// A component that `./x` built: `policy("gpu-contention")`, `policy("guests/spin")`.
 pub fn policy(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/policies").join(format!("{name}.wasm"))
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../target/policies")
+        .join(format!("{name}.wasm"))
 }
 
 /// A cgroup of this test's own, in every hierarchy that actions need.
@@ -73,7 +81,11 @@ impl TestCgroup {
     pub fn new(name: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let layout = Layout::detect()?;
-        let path = format!("/palisade-test-{}-{}-{name}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = format!(
+            "/palisade-test-{}-{}-{name}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let this = Self { layout, path };
         for dir in this.dirs() {
             std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -128,11 +140,22 @@ impl TestCgroup {
         let files: Vec<std::ffi::CString> = self
             .dirs()
             .iter()
-            .filter_map(|dir| std::ffi::CString::new(dir.join("cgroup.procs").into_os_string().into_encoded_bytes()).ok())
+            .filter_map(|dir| {
+                std::ffi::CString::new(
+                    dir.join("cgroup.procs")
+                        .into_os_string()
+                        .into_encoded_bytes(),
+                )
+                .ok()
+            })
             .collect();
         let join = move || {
             for file in &files {
-                let fd = rustix::fs::open(file.as_c_str(), rustix::fs::OFlags::WRONLY, rustix::fs::Mode::empty())?;
+                let fd = rustix::fs::open(
+                    file.as_c_str(),
+                    rustix::fs::OFlags::WRONLY,
+                    rustix::fs::Mode::empty(),
+                )?;
                 rustix::io::write(&fd, b"0")?;
             }
             Ok(())
@@ -162,7 +185,11 @@ pub struct Ward(pub Child);
 impl Ward {
     /// Starts it.
     pub fn start(command: &mut Command) -> Result<Self> {
-        Ok(Self(command.spawn().with_context(|| format!("cannot start {command:?}"))?))
+        Ok(Self(
+            command
+                .spawn()
+                .with_context(|| format!("cannot start {command:?}"))?,
+        ))
     }
 
     /// Its process id.
@@ -191,7 +218,9 @@ pub struct Agent {
 impl Agent {
     /// Writes the configuration (`state_dir` and `run_dir` are added) and starts `palisade run`.
     pub fn start(config: &str) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("palisade-test-").tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix("palisade-test-")
+            .tempdir()?;
         Self::start_in(dir, config, &[])
     }
 
@@ -212,7 +241,10 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        let mut agent = Self { ward: Ward::start(&mut command)?, dir };
+        let mut agent = Self {
+            ward: Ward::start(&mut command)?,
+            dir,
+        };
         let until = Instant::now() + PATIENCE;
         while agent.call(&["status", "--json"]).is_err() {
             if let Some(status) = agent.ward.0.try_wait()? {
@@ -246,7 +278,12 @@ impl Agent {
             .output()?;
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         if !output.status.success() {
-            bail!("palisade {arguments:?}: {}: {}{}", output.status, text(&output.stdout), text(&output.stderr));
+            bail!(
+                "palisade {arguments:?}: {}: {}{}",
+                output.status,
+                text(&output.stdout),
+                text(&output.stderr)
+            );
         }
         Ok(text(&output.stdout))
     }
@@ -254,25 +291,43 @@ impl Agent {
     /// The audit log's records, whole lines only.
     pub fn audit(&self) -> Vec<serde_json::Value> {
         let mut files: Vec<_> = std::fs::read_dir(self.audit_dir())
-            .map(|entries| entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "jsonl")).collect())
+            .map(|entries| {
+                entries
+                    .flatten()
+                    .map(|entry| entry.path())
+                    .filter(|path| path.extension().is_some_and(|end| end == "jsonl"))
+                    .collect()
+            })
             .unwrap_or_default();
         files.sort();
         files
             .iter()
             .filter_map(|file| std::fs::read_to_string(file).ok())
-            .flat_map(|text| text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>())
+            .flat_map(|text| {
+                text.lines()
+                    .filter_map(|line| serde_json::from_str(line).ok())
+                    .collect::<Vec<_>>()
+            })
             .collect()
     }
 
     /// Waits until a record of the audit log satisfies `wanted`.
-    pub fn wait_for(&self, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> Result<serde_json::Value> {
+    pub fn wait_for(
+        &self,
+        what: &str,
+        wanted: impl Fn(&serde_json::Value) -> bool,
+    ) -> Result<serde_json::Value> {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(found) = self.audit().into_iter().find(&wanted) {
                 return Ok(found);
             }
             if Instant::now() > until {
-                bail!("{what} never came; the agent says:\n{}\naudit:\n{:#?}", self.log(), self.audit());
+                bail!(
+                    "{what} never came; the agent says:\n{}\naudit:\n{:#?}",
+                    self.log(),
+                    self.audit()
+                );
             }
             std::thread::sleep(Duration::from_millis(10));
         }

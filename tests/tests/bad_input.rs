@@ -6,7 +6,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 fn palisade(arguments: &[&str]) -> Output {
-    Command::new(binaries().join("palisade")).args(arguments).output().unwrap()
+    Command::new(binaries().join("palisade"))
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 /// Runs `palisade run --check` on a configuration; its exit code and what it says.
@@ -14,10 +17,19 @@ fn check(config: &str) -> (Option<i32>, String) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("palisade.toml");
     let mut text = String::new();
-    writeln!(text, "state_dir = {:?}\nrun_dir = {:?}", dir.path().join("state"), dir.path().join("run")).unwrap();
+    writeln!(
+        text,
+        "state_dir = {:?}\nrun_dir = {:?}",
+        dir.path().join("state"),
+        dir.path().join("run")
+    )
+    .unwrap();
     std::fs::write(&file, text + config).unwrap();
     let output = palisade(&["run", "--check", "--config", file.to_str().unwrap()]);
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
 }
 
 fn with_policy(path: &Path, rest: &str) -> (Option<i32>, String) {
@@ -26,9 +38,20 @@ fn with_policy(path: &Path, rest: &str) -> (Option<i32>, String) {
 
 #[test]
 fn every_fault_of_a_configuration_is_told_at_once_with_its_line() {
-    let (code, text) = check("[watch]\ncgroups = [\"/no-such-cgroup-here\"]\nwindwo = \"1s\"\n[policies.a]\npath = \"missing.wasm\"\nmode = \"obey\"\n");
+    let (code, text) = check(
+        "[watch]\ncgroups = [\"/no-such-cgroup-here\"]\nwindwo = \"1s\"\n[policies.a]\npath = \"missing.wasm\"\nmode = \"obey\"\n",
+    );
     assert_eq!(code, Some(3), "{text}");
-    for part in [":4:", ":5:", ":7:", ":8:", "no-such-cgroup-here", "window", "missing.wasm", "observe"] {
+    for part in [
+        ":4:",
+        ":5:",
+        ":7:",
+        ":8:",
+        "no-such-cgroup-here",
+        "window",
+        "missing.wasm",
+        "observe",
+    ] {
         assert!(text.contains(part), "{part:?} is missing in:\n{text}");
     }
 }
@@ -53,12 +76,18 @@ fn a_component_for_another_world_is_refused() {
 fn a_power_that_is_not_granted_is_refused() {
     let (code, text) = with_policy(&policy("guests/react"), "power = \"throttle\"\n");
     assert_eq!(code, Some(4), "{text}");
-    assert!(text.contains("signal") && text.contains("throttle"), "it says asked and granted: {text}");
+    assert!(
+        text.contains("signal") && text.contains("throttle"),
+        "it says asked and granted: {text}"
+    );
 }
 
 #[test]
 fn an_unknown_setting_is_refused() {
-    let (code, text) = with_policy(&policy("guests/react"), "power = \"signal\"\nsettings = { acton = \"quota\" }\n");
+    let (code, text) = with_policy(
+        &policy("guests/react"),
+        "power = \"signal\"\nsettings = { acton = \"quota\" }\n",
+    );
     assert_eq!(code, Some(4), "{text}");
     assert!(text.contains("acton") && text.contains("action"), "{text}");
 }
@@ -93,9 +122,16 @@ fn no_root_says_so() {
     let config = dir.path().join("palisade.toml");
     std::fs::write(&config, "").unwrap();
     for path in [dir.path(), &program] {
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
     }
-    let output = Command::new(&program).args(["run", "--config"]).arg(&config).uid(65534).gid(65534).output().unwrap();
+    let output = Command::new(&program)
+        .args(["run", "--config"])
+        .arg(&config)
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(5), "{text}");
     assert!(text.contains("root"), "{text}");
@@ -104,7 +140,13 @@ fn no_root_says_so() {
 #[test]
 fn no_agent_says_how_to_start_one() {
     let dir = tempfile::tempdir().unwrap();
-    let output = palisade(&["status", "--run-dir", dir.path().to_str().unwrap(), "--config", "/nonexistent.toml"]);
+    let output = palisade(&[
+        "status",
+        "--run-dir",
+        dir.path().to_str().unwrap(),
+        "--config",
+        "/nonexistent.toml",
+    ]);
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(6), "{text}");
     assert!(text.contains("palisade run"), "{text}");

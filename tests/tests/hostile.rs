@@ -23,13 +23,33 @@ fn source(guest: &str, settings: &str) -> PolicySource {
 
 /// The n-th record, from 1, has time n: that is what the `counter` guest checks.
 fn batch(seq: u64) -> Batch {
-    let record = |n: u64| Record::new(Header { time_ns: (seq - 1) * RECORDS + n, workload: 1, pid: 1, ..Header::default() }, Exit::default());
+    let record = |n: u64| {
+        Record::new(
+            Header {
+                time_ns: (seq - 1) * RECORDS + n,
+                workload: 1,
+                pid: 1,
+                ..Header::default()
+            },
+            Exit::default(),
+        )
+    };
     // 10 ms of event time a batch.
-    Batch { seq, now_ns: seq * 10_000_000, records: (1..=RECORDS).map(record).collect(), window_end: seq % 10 == 0 }
+    Batch {
+        seq,
+        now_ns: seq * 10_000_000,
+        records: (1..=RECORDS).map(record).collect(),
+        window_end: seq % 10 == 0,
+    }
 }
 
 fn evidence(request: &Request, name: &str) -> u64 {
-    request.evidence.iter().find(|one| one.name == name).map(|one| one.value as u64).unwrap()
+    request
+        .evidence
+        .iter()
+        .find(|one| one.name == name)
+        .map(|one| one.value as u64)
+        .unwrap()
 }
 
 /// Publishes everything beside a hostile guest; returns the counter's last report and what happened to the other.
@@ -37,7 +57,9 @@ fn beside(hostile: &str, settings: &str) -> (Request, Vec<PolicyEvent>) {
     let batches = BATCHES * if soak() { 50 } else { 1 };
     let (events, inbox) = mpsc::channel();
     let engine = Engine::new(EngineOptions::default(), Arc::new(NoLookup), events).unwrap();
-    engine.load(source("counter", &format!("report_every = {batches}"))).unwrap();
+    engine
+        .load(source("counter", &format!("report_every = {batches}")))
+        .unwrap();
     engine.load(source(hostile, settings)).unwrap();
     let publisher = engine.publisher();
     for seq in 1..=batches {
@@ -50,16 +72,29 @@ fn beside(hostile: &str, settings: &str) -> (Request, Vec<PolicyEvent>) {
     let until = Instant::now() + PATIENCE;
     while let Ok(event) = inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
         match event {
-            PolicyEvent::Output { policy, mut requests, .. } if policy.name == "counter" => report = requests.pop(),
-            PolicyEvent::Strike { .. } | PolicyEvent::Ejected { .. } | PolicyEvent::Output { .. } => others.push(event),
+            PolicyEvent::Output {
+                policy,
+                mut requests,
+                ..
+            } if policy.name == "counter" => report = requests.pop(),
+            PolicyEvent::Strike { .. }
+            | PolicyEvent::Ejected { .. }
+            | PolicyEvent::Output { .. } => others.push(event),
             _ => {}
         }
-        if report.is_some() && others.iter().any(|event| matches!(event, PolicyEvent::Ejected { .. })) {
+        if report.is_some()
+            && others
+                .iter()
+                .any(|event| matches!(event, PolicyEvent::Ejected { .. }))
+        {
             break;
         }
     }
     engine.shutdown();
-    (report.expect("the counter reports after its last batch"), others)
+    (
+        report.expect("the counter reports after its last batch"),
+        others,
+    )
 }
 
 fn unharmed(hostile: &str, settings: &str) {
@@ -69,14 +104,23 @@ fn unharmed(hostile: &str, settings: &str) {
     for nothing in ["gaps", "repeats", "lost", "restores"] {
         assert_eq!(evidence(&report, nothing), 0, "{nothing} beside {hostile}");
     }
-    let strikes = others.iter().filter(|event| matches!(event, PolicyEvent::Strike { policy, .. } if policy.name == hostile)).count();
+    let strikes = others
+        .iter()
+        .filter(
+            |event| matches!(event, PolicyEvent::Strike { policy, .. } if policy.name == hostile),
+        )
+        .count();
     assert!(strikes > 0, "{hostile} is struck: {others:?}");
     assert!(
-        others.iter().any(|event| matches!(event, PolicyEvent::Ejected { policy, .. } if policy.name == hostile)),
+        others.iter().any(
+            |event| matches!(event, PolicyEvent::Ejected { policy, .. } if policy.name == hostile)
+        ),
         "{hostile} is ejected in the end: {others:?}"
     );
     assert!(
-        !others.iter().any(|event| matches!(event, PolicyEvent::Strike { policy, .. } if policy.name == "counter")),
+        !others.iter().any(
+            |event| matches!(event, PolicyEvent::Strike { policy, .. } if policy.name == "counter")
+        ),
         "the counter did nothing wrong"
     );
 }

@@ -817,12 +817,8 @@ fn threads_are_no_processes() {
         let status = Command::new("/bin/sh")
             .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
             .arg(inside.0.join("cgroup.procs"))
-            .arg(std::env::current_exe().expect("this test"))
-            .args(["--ignored", "--exact", "helper_with_threads"])
-            .env(
-                "PALISADE_TEST_LEADER_FIRST",
-                if round % 2 == 0 { "1" } else { "0" },
-            )
+            .arg(palisade_tests::binaries().join("target"))
+            .args(["threads", if round % 2 == 0 { "any" } else { "leader" }])
             .stdout(std::process::Stdio::null())
             .status()
             .expect("this test");
@@ -835,27 +831,6 @@ fn threads_are_no_processes() {
     let exits: Vec<Exit> = seen.bodies(kind::EXIT);
     assert_eq!(exits.len(), ROUNDS);
     assert!(exits.iter().all(|exit| exit.code == 5 << 8), "{exits:?}");
-}
-
-/// Not a test: what `threads_are_no_processes` runs.
-#[test]
-#[ignore = "a helper process of threads_are_no_processes"]
-fn helper_with_threads() {
-    let Ok(leader_first) = std::env::var("PALISADE_TEST_LEADER_FIRST") else {
-        return;
-    };
-    let threads: Vec<_> = (0..8)
-        .map(|_| thread::spawn(|| thread::sleep(Duration::from_millis(2))))
-        .collect();
-    if leader_first == "1" {
-        // All of them end together, at whichever thread's hand.
-        thread::spawn(|| std::process::exit(5));
-        thread::sleep(Duration::from_mins(1));
-    }
-    for thread in threads {
-        thread.join().expect("thread");
-    }
-    std::process::exit(5);
 }
 
 /// Voluntary and involuntary switches as the kernel itself counts them.

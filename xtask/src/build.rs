@@ -24,7 +24,14 @@ pub fn build(profile: Profile) -> Result<()> {
         wasm::build_guests(&toolchain)?;
     }
     let mut command = cargo();
-    command.args(["build", "--locked", "--package", "palisade", "--package", "palisade-workloads"]);
+    command.args([
+        "build",
+        "--locked",
+        "--package",
+        "palisade",
+        "--package",
+        "palisade-workloads",
+    ]);
     if matches!(profile, Profile::Release) {
         command.arg("--release");
     }
@@ -42,12 +49,21 @@ fn binary(profile: Profile) -> PathBuf {
 /// Builds, then runs `palisade demo`.
 pub fn demo(arguments: &[String]) -> Result<ExitCode> {
     build(Profile::Release)?;
-    let root_user = crate::process::output(Command::new("id").arg("-u")).is_some_and(|uid| uid == "0");
-    let mut command = if root_user { Command::new(binary(Profile::Release)) } else { Command::new("sudo") };
+    let root_user =
+        crate::process::output(Command::new("id").arg("-u")).is_some_and(|uid| uid == "0");
+    let mut command = if root_user {
+        Command::new(binary(Profile::Release))
+    } else {
+        Command::new("sudo")
+    };
     if !root_user {
         command.arg(binary(Profile::Release));
     }
-    command.current_dir(root()).arg("demo").args(["--policies", "target/policies"]).args(arguments);
+    command
+        .current_dir(root())
+        .arg("demo")
+        .args(["--policies", "target/policies"])
+        .args(arguments);
     foreground(&mut command)
 }
 
@@ -55,6 +71,17 @@ pub fn demo(arguments: &[String]) -> Result<ExitCode> {
 pub fn bench(arguments: &[String]) -> Result<ExitCode> {
     build(Profile::Release)?;
     let mut command = cargo();
-    command.args(["bench", "--locked", "--quiet", "--package", "palisade-tests", "--bench", "ratios", "--"]).args(arguments);
+    command
+        .args([
+            "bench",
+            "--locked",
+            "--quiet",
+            "--package",
+            "palisade-tests",
+            "--bench",
+            "ratios",
+            "--",
+        ])
+        .args(arguments);
     foreground(&mut command)
 }

@@ -44,7 +44,11 @@ fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
     match command {
         "setup" => setup::setup().map(|_| ExitCode::SUCCESS),
         "build" => {
-            let profile = if rest.iter().any(|word| word == "--dev") { build::Profile::Dev } else { build::Profile::Release };
+            let profile = if rest.iter().any(|word| word == "--dev") {
+                build::Profile::Dev
+            } else {
+                build::Profile::Release
+            };
             build::build(profile).map(|()| ExitCode::SUCCESS)
         }
         "demo" => build::demo(rest),

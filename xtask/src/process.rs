@@ -1,6 +1,6 @@
 //! Running other programs: quietly with a line of progress, or in the foreground.
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -26,7 +26,10 @@ pub fn clear_cargo_environment(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_")
-            || matches!(&*text, "CARGO" | "CARGO_MANIFEST_DIR" | "CARGO_MANIFEST_PATH" | "RUSTUP_TOOLCHAIN")
+            || matches!(
+                &*text,
+                "CARGO" | "CARGO_MANIFEST_DIR" | "CARGO_MANIFEST_PATH" | "RUSTUP_TOOLCHAIN"
+            )
         {
             command.env_remove(&name);
         }
@@ -35,7 +38,11 @@ pub fn clear_cargo_environment(command: &mut Command) {
 
 /// What the command prints to standard output, trimmed; `None` if it cannot run or fails.
 pub fn output(command: &mut Command) -> Option<String> {
-    let output = command.stderr(Stdio::null()).stdin(Stdio::null()).output().ok()?;
+    let output = command
+        .stderr(Stdio::null())
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
     output
         .status
         .success()
@@ -44,8 +51,15 @@ pub fn output(command: &mut Command) -> Option<String> {
 
 /// Runs a command in the foreground.
 pub fn foreground(command: &mut Command) -> Result<ExitCode> {
-    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
-    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    Ok(ExitCode::from(
+        status
+            .code()
+            .and_then(|code| u8::try_from(code).ok())
+            .unwrap_or(1),
+    ))
 }
 
 /// Runs a command with one line of progress; its output is shown only if it fails.
@@ -67,7 +81,11 @@ pub fn step(what: &str, command: &mut Command) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(100));
         let elapsed = started.elapsed();
-        let due = if terminal { Duration::from_millis(500) } else { Duration::from_secs(30) };
+        let due = if terminal {
+            Duration::from_millis(500)
+        } else {
+            Duration::from_secs(30)
+        };
         if elapsed - shown >= due {
             shown = elapsed;
             if terminal {
@@ -81,7 +99,10 @@ pub fn step(what: &str, command: &mut Command) -> Result<()> {
     let (out, err) = (join(out), join(err));
     let start = if terminal { "\r\x1b[K" } else { "" };
     if status.success() {
-        eprintln!("{start}  ✓ {what} ({:.1} s)", started.elapsed().as_secs_f64());
+        eprintln!(
+            "{start}  ✓ {what} ({:.1} s)",
+            started.elapsed().as_secs_f64()
+        );
         return Ok(());
     }
     eprintln!("{start}  ✗ {what}\n{out}{err}");
@@ -100,14 +121,21 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> Collector {
 }
 
 fn join(collector: Collector) -> String {
-    collector.and_then(|thread| thread.join().ok()).unwrap_or_default()
+    collector
+        .and_then(|thread| thread.join().ok())
+        .unwrap_or_default()
 }
 
 /// Runs a command, passes its lines on as they come, and gives each to `see`.
 pub fn stream(command: &mut Command, mut see: impl FnMut(&str)) -> Result<bool> {
     let (reader, writer) = std::io::pipe()?;
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+    command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer);
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot start {command:?}"))?;
     // The command holds the pipe's write ends; give up ours so that reading ends with the child.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     for line in BufReader::new(reader).lines() {

@@ -8,7 +8,13 @@ use std::process::Command;
 /// The linker that turns LLVM bitcode into a BPF object. Pinned: its LLVM must match.
 const BPF_LINKER: &str = "0.13.0";
 /// Debian's and Ubuntu's names for the current Rust with BPF `core` and library sources.
-const DEBIAN_RUST: &[&str] = &["rustc-web", "cargo-web", "rust-web-src", "libstd-rust-web-dev-bpf", "rust-web-llvm"];
+const DEBIAN_RUST: &[&str] = &[
+    "rustc-web",
+    "cargo-web",
+    "rust-web-src",
+    "libstd-rust-web-dev-bpf",
+    "rust-web-llvm",
+];
 
 /// Something is not on this machine and could not be installed. Exit code 5.
 #[derive(Debug)]
@@ -40,12 +46,16 @@ impl Compiler {
         let mut command = match self {
             Compiler::Packaged { .. } => {
                 let mut command = Command::new("/usr/bin/cargo");
-                command.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
+                command
+                    .env("RUSTC", "/usr/bin/rustc")
+                    .env("RUSTC_BOOTSTRAP", "1");
                 command
             }
             Compiler::Nightly => {
                 let mut command = Command::new("rustup");
-                command.args(["run", "nightly", "cargo"]).env_remove("RUSTC");
+                command
+                    .args(["run", "nightly", "cargo"])
+                    .env_remove("RUSTC");
                 command
             }
         };
@@ -78,7 +88,10 @@ pub fn setup() -> Result<Toolchain> {
         Some(path) => path,
         None => install_bpf_linker(&compiler)?,
     };
-    Ok(Toolchain { compiler, bpf_linker })
+    Ok(Toolchain {
+        compiler,
+        bpf_linker,
+    })
 }
 
 fn find_compiler() -> Option<Compiler> {
@@ -86,12 +99,19 @@ fn find_compiler() -> Option<Compiler> {
         let sysroot = output(Command::new("/usr/bin/rustc").args(["--print", "sysroot"]))?;
         let core = Path::new(&sysroot).join("lib/rustlib/bpfel-unknown-none/lib");
         let sources = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core");
-        let llvm = version.lines().find_map(|line| line.strip_prefix("LLVM version: ")?.split('.').next()?.parse().ok());
+        let llvm = version.lines().find_map(|line| {
+            line.strip_prefix("LLVM version: ")?
+                .split('.')
+                .next()?
+                .parse()
+                .ok()
+        });
         if let (Some(llvm), true, true) = (llvm, core.exists(), sources.exists()) {
             return Some(Compiler::Packaged { llvm });
         }
     }
-    let sysroot = output(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]))?;
+    let sysroot =
+        output(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]))?;
     let sources = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core");
     sources.exists().then_some(Compiler::Nightly)
 }
@@ -100,7 +120,15 @@ fn install_compiler() -> Result<Compiler> {
     if output(Command::new("rustup").arg("--version")).is_some() {
         let by_rustup = step(
             "rustup: nightly with rust-src",
-            Command::new("rustup").args(["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"]),
+            Command::new("rustup").args([
+                "toolchain",
+                "install",
+                "nightly",
+                "--profile",
+                "minimal",
+                "--component",
+                "rust-src",
+            ]),
         );
         match by_rustup {
             Ok(()) => return Ok(Compiler::Nightly),
@@ -119,11 +147,12 @@ fn install_compiler() -> Result<Compiler> {
 }
 
 fn cargo_bin() -> PathBuf {
-    std::env::var_os("CARGO_HOME").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".cargo"),
-        PathBuf::from,
-    )
-    .join("bin")
+    std::env::var_os("CARGO_HOME")
+        .map_or_else(
+            || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".cargo"),
+            PathBuf::from,
+        )
+        .join("bin")
 }
 
 fn find_bpf_linker() -> Option<PathBuf> {
@@ -132,26 +161,48 @@ fn find_bpf_linker() -> Option<PathBuf> {
         .chain([cargo_bin()])
         .map(|folder| folder.join("bpf-linker"))
         .find(|program| {
-            output(Command::new(program).arg("--version")).is_some_and(|text| text.split_whitespace().any(|word| word == BPF_LINKER))
+            output(Command::new(program).arg("--version"))
+                .is_some_and(|text| text.split_whitespace().any(|word| word == BPF_LINKER))
         })
 }
 
 fn install_bpf_linker(compiler: &Compiler) -> Result<PathBuf> {
     let mut install = compiler.cargo();
-    install.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force", "--root"]);
-    install.arg(cargo_bin().parent().context("the cargo home has no parent")?);
+    install.args([
+        "install",
+        "bpf-linker",
+        "--version",
+        BPF_LINKER,
+        "--locked",
+        "--force",
+        "--root",
+    ]);
+    install.arg(
+        cargo_bin()
+            .parent()
+            .context("the cargo home has no parent")?,
+    );
     if let Compiler::Packaged { llvm } = compiler {
         let prefix = format!("/usr/lib/llvm-{llvm}");
         if !Path::new(&prefix).join("include/llvm-c/Core.h").exists() {
             apt(&[&format!("llvm-{llvm}-dev")])?;
         }
         install
-            .args(["--no-default-features", "--features", &format!("llvm-{llvm}")])
+            .args([
+                "--no-default-features",
+                "--features",
+                &format!("llvm-{llvm}"),
+            ])
             .env(format!("LLVM_SYS_{llvm}1_PREFIX"), &prefix)
             .env("LLVM_PREFIX", &prefix);
     }
     step(&format!("bpf-linker {BPF_LINKER}"), &mut install)?;
-    find_bpf_linker().ok_or_else(|| Missing(format!("bpf-linker {BPF_LINKER} was installed but does not run")).into())
+    find_bpf_linker().ok_or_else(|| {
+        Missing(format!(
+            "bpf-linker {BPF_LINKER} was installed but does not run"
+        ))
+        .into()
+    })
 }
 
 /// Installs packages with apt.
@@ -168,16 +219,26 @@ fn apt(packages: &[&str]) -> Result<()> {
     }
     let root = output(Command::new("id").arg("-u")).is_some_and(|uid| uid == "0");
     let apt = |arguments: &[&str]| {
-        let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
+        let mut command = if root {
+            Command::new("apt-get")
+        } else {
+            Command::new("sudo")
+        };
         if !root {
             command.arg("apt-get");
         }
-        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive");
         command
     };
     step("apt-get update", &mut apt(&["update", "-qq"])).map_err(|_| missing())?;
     let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
     arguments.extend(packages);
-    step(&format!("apt-get install {}", packages.join(" ")), &mut apt(&arguments)).map_err(|_| missing())?;
+    step(
+        &format!("apt-get install {}", packages.join(" ")),
+        &mut apt(&arguments),
+    )
+    .map_err(|_| missing())?;
     Ok(())
 }

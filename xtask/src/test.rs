@@ -1,8 +1,8 @@
 //! Tests and lints.
 
-use crate::build::{build, Profile};
+use crate::build::{Profile, build};
 use crate::process::{cargo, output, step, stream};
-use anyhow::{bail, Result};
+use anyhow::{Result, bail};
 use std::process::{Command, ExitCode};
 
 /// How large the tests' numbers are.
@@ -20,14 +20,28 @@ pub fn test(arguments: &[String], size: Size) -> Result<ExitCode> {
     let mut tally = Tally::default();
     // Pure tests run side by side; live ones share the kernel and one agent lock, so one at a time.
     let mut pure = cargo();
-    pure.args(["test", "--locked", "--workspace", "--exclude", "palisade-tests"]).args(arguments);
+    pure.args([
+        "test",
+        "--locked",
+        "--no-fail-fast",
+        "--workspace",
+        "--exclude",
+        "palisade-tests",
+    ])
+    .args(arguments);
     pure.args(["--", "--nocapture"]);
     let mut live = cargo();
-    live.args(["test", "--locked", "--package", "palisade-tests"]).args(arguments);
+    live.args([
+        "test",
+        "--locked",
+        "--no-fail-fast",
+        "--package",
+        "palisade-tests",
+    ])
+    .args(arguments);
     live.args(["--", "--nocapture", "--test-threads=1"]);
     let mut good = true;
     for command in [&mut pure, &mut live] {
-        command.arg("--quiet");
         if size == Size::Soak {
             command.env("PALISADE_SOAK", "1");
         }
@@ -41,8 +55,16 @@ pub fn test(arguments: &[String], size: Size) -> Result<ExitCode> {
     }
     // A skipped test returns early and libtest counts it as passed: count it once, as skipped.
     let passed = tally.passed.saturating_sub(tally.skips.len() as u64);
-    println!("\n{passed} passed, {} failed, {} skipped", tally.failed, tally.skips.len() as u64 + tally.ignored);
-    Ok(if good && tally.failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!(
+        "\n{passed} passed, {} failed, {} skipped",
+        tally.failed,
+        tally.skips.len() as u64 + tally.ignored
+    );
+    Ok(if good && tally.failed == 0 && passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 #[derive(Default)]
@@ -59,11 +81,15 @@ impl Tally {
         if let Some(at) = line.find("SKIPPED ") {
             self.skips.push(line[at + "SKIPPED ".len()..].to_owned());
         }
-        let Some(at) = line.find("test result: ") else { return };
+        let Some(at) = line.find("test result: ") else {
+            return;
+        };
         let numbers = line[at..].split(['.', ';']);
         for part in numbers {
             let mut words = part.split_whitespace();
-            if let (Some(Ok(count)), Some(what)) = (words.next().map(str::parse::<u64>), words.next()) {
+            if let (Some(Ok(count)), Some(what)) =
+                (words.next().map(str::parse::<u64>), words.next())
+            {
                 match what {
                     "passed" => self.passed += count,
                     "failed" => self.failed += count,
@@ -79,20 +105,38 @@ impl Tally {
 pub fn lint() -> Result<()> {
     for tool in ["fmt", "clippy"] {
         if output(cargo().args([tool, "--version"])).is_none() {
-            return Err(anyhow::Error::msg(format!("cargo {tool} is missing: rustup component add rustfmt clippy")));
+            return Err(anyhow::Error::msg(format!(
+                "cargo {tool} is missing: rustup component add rustfmt clippy"
+            )));
         }
     }
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
     let mut bpf_format = cargo();
-    bpf_format.current_dir(crate::process::root().join("ebpf-programs")).args(["fmt", "--check"]);
+    bpf_format
+        .current_dir(crate::process::root().join("ebpf-programs"))
+        .args(["fmt", "--check"]);
     step("format of the kernel programs", &mut bpf_format)?;
     step(
         "clippy",
-        cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        cargo().args([
+            "clippy",
+            "--locked",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
     )?;
-    let long = output(Command::new("git").args(["ls-files", "*.rs"]).current_dir(crate::process::root())).unwrap_or_default();
+    let long = output(
+        Command::new("git")
+            .args(["ls-files", "*.rs"])
+            .current_dir(crate::process::root()),
+    )
+    .unwrap_or_default();
     for file in long.lines() {
-        let lines = std::fs::read_to_string(crate::process::root().join(file)).map_or(0, |text| text.lines().count());
+        let lines = std::fs::read_to_string(crate::process::root().join(file))
+            .map_or(0, |text| text.lines().count());
         if lines > 500 {
             bail!("{file} has {lines} lines; past 500 a file is asking to be two");
         }

@@ -170,7 +170,10 @@ fn introduce(screen: Screen, stage: &Stage) {
         ),
     );
     let note = |who: &str, settings: &[&str]| {
-        let text = format!("  shortened for the demo  {who:<15} {}", settings.join(", "));
+        let text = format!(
+            "  shortened for the demo  {who:<15} {}",
+            settings.join(", ")
+        );
         screen.note(Tone::Dim, &text);
     };
     note("both policies", settings::GRANT);

@@ -38,10 +38,16 @@ impl std::error::Error for Coded {}
 
 /// An error with that code.
 pub fn coded(code: u8, message: impl std::fmt::Display) -> anyhow::Error {
-    Coded { code, message: message.to_string() }.into()
+    Coded {
+        code,
+        message: message.to_string(),
+    }
+    .into()
 }
 
 /// The code of an error: the innermost [`Coded`], else [`FAILED`].
 pub fn of(error: &anyhow::Error) -> u8 {
-    error.downcast_ref::<Coded>().map_or(FAILED, |coded| coded.code)
+    error
+        .downcast_ref::<Coded>()
+        .map_or(FAILED, |coded| coded.code)
 }

@@ -64,26 +64,38 @@ fn release(lease: Option<u64>, paths: &Paths) -> Result<u8> {
     let lock = match control::lock(&folders.run_dir) {
         Ok(lock) if lease.is_none() => lock,
         _ => {
-            let said = paths.call(&Request::LeaseRelease { id: lease.map(LeaseId) })?;
+            let said = paths.call(&Request::LeaseRelease {
+                id: lease.map(LeaseId),
+            })?;
             println!("{}", said.as_str().unwrap_or_default());
             return Ok(exit::OK);
         }
     };
     let dir = folders.leases_dir();
-    let (released, recovered) = act::release_all(&dir).with_context(|| format!("cannot read the lease journal in {}", dir.display()))?;
+    let (released, recovered) = act::release_all(&dir)
+        .with_context(|| format!("cannot read the lease journal in {}", dir.display()))?;
     drop(lock);
     if recovered.damaged > 0 {
-        eprintln!("palisade: {} damaged line(s) in the journal were passed over", recovered.damaged);
+        eprintln!(
+            "palisade: {} damaged line(s) in the journal were passed over",
+            recovered.damaged
+        );
     }
     let mut code = exit::OK;
     for one in &released {
         let outcome = serde_json::to_string(&one.outcome)?;
-        println!("lease {} on {}: {outcome}", one.lease.id.0, one.lease.cgroup);
+        println!(
+            "lease {} on {}: {outcome}",
+            one.lease.id.0, one.lease.cgroup
+        );
         if !act::restore::is_final(&one.outcome) {
             code = exit::FAILED;
         }
     }
-    println!("{} lease(s) dealt with; no agent is running", released.len());
+    println!(
+        "{} lease(s) dealt with; no agent is running",
+        released.len()
+    );
     Ok(code)
 }
 

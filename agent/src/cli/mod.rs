@@ -73,7 +73,8 @@ impl Paths {
 
     /// The whole configuration, with the options on top.
     pub fn load(&self) -> Result<Config> {
-        let mut config = Config::load(&self.config).map_err(|error| exit::coded(exit::CONFIG, error))?;
+        let mut config =
+            Config::load(&self.config).map_err(|error| exit::coded(exit::CONFIG, error))?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -99,7 +100,11 @@ impl Paths {
         match answer {
             control::Response::Ok(value) => Ok(value),
             control::Response::Error(failure) => {
-                let code = if failure.code == control::ErrorCode::Refused { exit::POLICY } else { exit::FAILED };
+                let code = if failure.code == control::ErrorCode::Refused {
+                    exit::POLICY
+                } else {
+                    exit::FAILED
+                };
                 Err(exit::coded(code, failure))
             }
         }

@@ -56,11 +56,21 @@ enum PolicyCommand {
 pub(super) fn run(args: &PolicyArgs, paths: &Paths) -> Result<u8> {
     match &args.command {
         PolicyCommand::List { json } => list(paths, *json),
-        PolicyCommand::Check { file, settings, power, json } => check(file.clone(), settings, power, *json),
+        PolicyCommand::Check {
+            file,
+            settings,
+            power,
+            json,
+        } => check(file.clone(), settings, power, *json),
         PolicyCommand::Reload { name } => {
             let done = paths.call(&Request::PolicyReload { name: name.clone() })?;
             for policy in done.as_array().into_iter().flatten() {
-                println!("{} {} runs as generation {}", text(policy, "name"), text(policy, "version"), policy["generation"]);
+                println!(
+                    "{} {} runs as generation {}",
+                    text(policy, "name"),
+                    text(policy, "version"),
+                    policy["generation"]
+                );
             }
             Ok(exit::OK)
         }
@@ -79,12 +89,19 @@ fn list(paths: &Paths, json: bool) -> Result<u8> {
 
 /// The policies of a status, as a table.
 pub(super) fn print_policies(policies: &serde_json::Value) {
-    let mut table = Table::new(&["policy", "version", "state", "gen", "records", "requests", "µs/call", "queue", "lost", "strikes"]);
+    let mut table = Table::new(&[
+        "policy", "version", "state", "gen", "records", "requests", "µs/call", "queue", "lost",
+        "strikes",
+    ]);
     for policy in policies.as_array().into_iter().flatten() {
         let number = |name: &str| policy[name].as_u64().unwrap_or(0);
         let per_call = number("call_ns_total") as f64 / number("calls").max(1) as f64 / 1e3;
         let state = policy["state"].as_str().unwrap_or_default();
-        let state_colour = if state == "ejected" { Colour::Red } else { Colour::Green };
+        let state_colour = if state == "ejected" {
+            Colour::Red
+        } else {
+            Colour::Green
+        };
         let alarm = |count: u64| (count.to_string(), (count > 0).then_some(Colour::Yellow));
         let cells = [
             (text(policy, "name"), Some(Colour::Cyan)),
@@ -105,29 +122,60 @@ pub(super) fn print_policies(policies: &serde_json::Value) {
 
 /// Checks a policy as a load would.
 pub(super) fn check_source(source: &PolicySource) -> Result<policy::Manifest> {
-    policy::check(source).map_err(|error| exit::coded(exit::POLICY, format!("policy '{}': {error}", source.name)))
+    policy::check(source)
+        .map_err(|error| exit::coded(exit::POLICY, format!("policy '{}': {error}", source.name)))
 }
 
 fn check(file: PathBuf, settings: &[String], power: &str, json: bool) -> Result<u8> {
-    let settings: toml::Table = settings.join("\n").parse().context("--set takes TOML: name = value").map_err(|error| exit::coded(exit::USAGE, format!("{error:#}")))?;
+    let settings: toml::Table = settings
+        .join("\n")
+        .parse()
+        .context("--set takes TOML: name = value")
+        .map_err(|error| exit::coded(exit::USAGE, format!("{error:#}")))?;
     let max_power = serde_json::from_value::<Power>(power.into())?;
-    let name = file.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-    let source = PolicySource { name, path: file, settings, max_power, limits: Limits::default() };
+    let name = file
+        .file_stem()
+        .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+    let source = PolicySource {
+        name,
+        path: file,
+        settings,
+        max_power,
+        limits: Limits::default(),
+    };
     let manifest = check_source(&source)?;
     if json {
         println!("{}", serde_json::to_value(&manifest)?);
         return Ok(exit::OK);
     }
     let style = Style::of_stdout();
-    println!("{} {} {}", style.paint(Colour::Green, "good:"), manifest.name, manifest.version);
+    println!(
+        "{} {} {}",
+        style.paint(Colour::Green, "good:"),
+        manifest.name,
+        manifest.version
+    );
     println!("  {}", escape(&manifest.description));
     println!("  sees   {}", manifest.kinds.join(", "));
-    println!("  powers {}", manifest.powers.iter().map(|power| format!("{power:?}").to_lowercase()).collect::<Vec<_>>().join(", "));
+    println!(
+        "  powers {}",
+        manifest
+            .powers
+            .iter()
+            .map(|power| format!("{power:?}").to_lowercase())
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
     let mut table = Table::new(&["setting", "default", "unit", "help"]);
     for (name, setting) in &manifest.settings {
         let default = setting.default.to_string();
         let unit = setting.unit.as_deref().unwrap_or_default();
-        table.row([(name.as_str(), Some(Colour::Cyan)), (default.as_str(), None), (unit, None), (setting.help.as_str(), None)]);
+        table.row([
+            (name.as_str(), Some(Colour::Cyan)),
+            (default.as_str(), None),
+            (unit, None),
+            (setting.help.as_str(), None),
+        ]);
     }
     print!("{}", table.render(style));
     Ok(exit::OK)

@@ -1,6 +1,6 @@
 //! `palisade replay`: policies over a recording.
 
-use super::style::{Colour, Style, escape};
+use super::style::escape;
 use super::{Paths, exit};
 use crate::replay;
 use anyhow::Result;
@@ -36,10 +36,15 @@ pub(super) fn run(args: &ReplayArgs, paths: &Paths) -> Result<u8> {
         }
     }
     if !args.json {
-        println!("replayed {} batches, {} records, {} decisions", outcome.batches, outcome.records, outcome.decisions.len());
-        if let Some(torn) = &outcome.torn {
-            println!("{}", Style::of_stdout().paint(Colour::Yellow, torn));
-        }
+        println!(
+            "replayed {} batches, {} records, {} decisions",
+            outcome.batches,
+            outcome.records,
+            outcome.decisions.len()
+        );
+    }
+    for note in &outcome.notes {
+        eprintln!("palisade: {}", escape(note));
     }
     Ok(exit::OK)
 }

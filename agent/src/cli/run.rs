@@ -35,18 +35,35 @@ pub(super) fn run(args: &RunArgs, paths: &Paths) -> Result<u8> {
         for policy in &config.policies {
             super::policy::check_source(&runtime::options::policy_source(policy))?;
         }
-        println!("{} is good: {} policies", config.source.unwrap_or_default().display(), config.policies.len());
+        println!(
+            "{} is good: {} policies",
+            config.source.unwrap_or_default().display(),
+            config.policies.len()
+        );
         return Ok(exit::OK);
     }
     if !rustix::process::geteuid().is_root() {
-        return Err(exit::coded(exit::KERNEL, "loading eBPF programs and writing cgroups needs root; run: sudo palisade run"));
+        return Err(exit::coded(
+            exit::KERNEL,
+            "loading eBPF programs and writing cgroups needs root; run: sudo palisade run",
+        ));
     }
-    runtime::run(&config, &RunOptions { record: args.record.clone() })
+    runtime::run(
+        &config,
+        &RunOptions {
+            record: args.record.clone(),
+        },
+    )
 }
 
 fn start_logging() {
     let filter = EnvFilter::try_from_env("PALISADE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // A second initialisation (tests) keeps the first.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).with_target(false).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal)
+        .with_target(false)
+        .try_init();
 }

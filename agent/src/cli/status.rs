@@ -24,13 +24,33 @@ pub(super) fn run(args: &StatusArgs, paths: &Paths) -> Result<u8> {
     }
     let core = &status["core"];
     let style = Style::of_stdout();
-    let armed = if core["disarmed"] == Value::Bool(true) { style.paint(Colour::Red, "DISARMED") } else { style.paint(Colour::Green, "armed") };
+    let armed = if core["disarmed"] == Value::Bool(true) {
+        style.paint(Colour::Red, "DISARMED")
+    } else {
+        style.paint(Colour::Green, "armed")
+    };
     let mib = status["memory_bytes"].as_u64().unwrap_or(0) / (1 << 20);
-    println!("palisade {} · pid {} · {armed} · {mib} MiB", status["version"].as_str().unwrap_or("?"), status["pid"]);
+    println!(
+        "palisade {} · pid {} · {armed} · {mib} MiB",
+        status["version"].as_str().unwrap_or("?"),
+        status["pid"]
+    );
     let stats = &status["sensors"]["stats"];
-    println!("events   {} records in {} batches, lost {}", stats["records"], stats["batches"], losses(&stats["lost"], style));
-    let health = if status["audit"]["health"]["ok"] == Value::Bool(true) { style.paint(Colour::Green, "written") } else { style.paint(Colour::Red, "NOT WRITTEN") };
-    println!("audit    {health}, head {}", status["audit"]["head"].as_str().unwrap_or("?"));
+    println!(
+        "events   {} records in {} batches, lost {}",
+        stats["records"],
+        stats["batches"],
+        losses(&stats["lost"], style)
+    );
+    let health = if status["audit"]["health"]["ok"] == Value::Bool(true) {
+        style.paint(Colour::Green, "written")
+    } else {
+        style.paint(Colour::Red, "NOT WRITTEN")
+    };
+    println!(
+        "audit    {health}, head {}",
+        status["audit"]["head"].as_str().unwrap_or("?")
+    );
     println!();
     policy::print_policies(&status["policies"]);
     println!();
@@ -39,17 +59,34 @@ pub(super) fn run(args: &StatusArgs, paths: &Paths) -> Result<u8> {
         .as_array()
         .into_iter()
         .flatten()
-        .filter(|hook| hook["wanted"] == Value::Bool(true) && hook["attached"].is_null() && hook["optional"] != Value::Bool(true))
+        .filter(|hook| {
+            hook["wanted"] == Value::Bool(true)
+                && hook["attached"].is_null()
+                && hook["optional"] != Value::Bool(true)
+        })
         .collect();
     for hook in missing {
-        println!("{} {} is subscribed to and cannot be had here; run: palisade doctor", style.paint(Colour::Yellow, "missing"), hook["name"]);
+        println!(
+            "{} {} is subscribed to and cannot be had here; run: palisade doctor",
+            style.paint(Colour::Yellow, "missing"),
+            hook["name"]
+        );
     }
     Ok(exit::OK)
 }
 
 fn losses(lost: &Value, style: Style) -> String {
-    let total: u64 = lost.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
-    if total == 0 { "0".to_owned() } else { style.paint(Colour::Yellow, &format!("{total} {lost}")) }
+    let total: u64 = lost
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, count)| count.as_u64())
+        .sum();
+    if total == 0 {
+        "0".to_owned()
+    } else {
+        style.paint(Colour::Yellow, &format!("{total} {lost}"))
+    }
 }
 
 /// The leases as a table, with the seconds that are left.
@@ -61,11 +98,23 @@ pub(super) fn print_leases(leases: &Value, now_ns: u64) {
     }
     let mut table = Table::new(&["lease", "cgroup", "knob", "value", "owners", "ends in"]);
     for lease in leases {
-        let left = lease["until_ns"].as_u64().unwrap_or(0).saturating_sub(now_ns) as f64 / 1e9;
-        let owners: Vec<&str> = lease["owners"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let left = lease["until_ns"]
+            .as_u64()
+            .unwrap_or(0)
+            .saturating_sub(now_ns) as f64
+            / 1e9;
+        let owners: Vec<&str> = lease["owners"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         let cells = [
             (lease["id"].to_string(), None),
-            (lease["cgroup"].as_str().unwrap_or_default().to_owned(), Some(Colour::Cyan)),
+            (
+                lease["cgroup"].as_str().unwrap_or_default().to_owned(),
+                Some(Colour::Cyan),
+            ),
             (lease["knob"].as_str().unwrap_or_default().to_owned(), None),
             (lease["value"].to_string(), Some(Colour::Yellow)),
             (owners.join(", "), None),

@@ -10,7 +10,12 @@ use std::time::Duration;
 const KEEPER_CHECK: Duration = Duration::from_secs(1);
 
 /// Runs until the core thread has ended, then sends the keeper home.
-pub(super) fn run(mut executor: Executor, mut keeper: Keeper, effects: &Receiver<Effect>, messages: &Sender<Message>) {
+pub(super) fn run(
+    mut executor: Executor,
+    mut keeper: Keeper,
+    effects: &Receiver<Effect>,
+    messages: &Sender<Message>,
+) {
     loop {
         match effects.recv_timeout(KEEPER_CHECK) {
             Ok(effect) => {
@@ -18,13 +23,13 @@ pub(super) fn run(mut executor: Executor, mut keeper: Keeper, effects: &Receiver
                     let _ = messages.send(Message::Outcome(Box::new(effect), outcome));
                 }
             }
-            Err(RecvTimeoutError::Timeout) => {
-                match keeper.ensure() {
-                    Ok(false) => {}
-                    Ok(true) => tracing::error!("the keeper had died; started another"),
-                    Err(error) => tracing::error!("no keeper: {error}; leases are only undone by the agent itself"),
-                }
-            }
+            Err(RecvTimeoutError::Timeout) => match keeper.ensure() {
+                Ok(false) => {}
+                Ok(true) => tracing::error!("the keeper had died; started another"),
+                Err(error) => tracing::error!(
+                    "no keeper: {error}; leases are only undone by the agent itself"
+                ),
+            },
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }

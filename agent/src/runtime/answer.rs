@@ -26,8 +26,16 @@ struct Desk {
 }
 
 /// Serves until a signal, a stop by socket, or the end of the sensors. Returns which.
-pub(super) fn serve(config: &Config, shared: &Shared, messages: &Sender<Message>, ended: &Notify) -> Result<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
+pub(super) fn serve(
+    config: &Config,
+    shared: &Shared,
+    messages: &Sender<Message>,
+    ended: &Notify,
+) -> Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start tokio")?;
     runtime.block_on(async {
         let stop = Arc::new(Notify::new());
         let desk = Arc::new(Desk {
@@ -37,7 +45,10 @@ pub(super) fn serve(config: &Config, shared: &Shared, messages: &Sender<Message>
             window: config.watch.window,
         });
         let server = Server::bind(&config.paths.socket(), desk)?;
-        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut term, mut int) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
         let (closing, closed) = tokio::sync::oneshot::channel::<()>();
         let server = server.run(async {
             let _ = closed.await;
@@ -64,7 +75,9 @@ impl Handler for Desk {
             Request::Status => self.status(),
             Request::PolicyList => Response::ok(self.policies()),
             Request::PolicyReload { name } => self.reload(name.as_deref()),
-            Request::Leases => self.core().map_or_else(|error| error, |core| Response::ok(&core["core"]["leases"])),
+            Request::Leases => self
+                .core()
+                .map_or_else(|error| error, |core| Response::ok(&core["core"]["leases"])),
             Request::LeaseRelease { id } => self.told(|reply| Message::Release(id, reply)),
             Request::Disarm { on } => self.told(|reply| Message::Disarm(on, reply)),
             Request::Stop => {
@@ -78,7 +91,11 @@ impl Handler for Desk {
 impl Desk {
     fn ask<T>(&self, message: impl FnOnce(SyncSender<T>) -> Message) -> Result<T, Response> {
         let (reply, answer) = sync_channel(1);
-        let sent = self.messages.lock().unwrap_or_else(PoisonError::into_inner).send(message(reply));
+        let sent = self
+            .messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .send(message(reply));
         let gone = || Response::error(ErrorCode::Failed, "the core thread does not answer");
         sent.map_err(|_| gone())?;
         answer.recv_timeout(CORE_PATIENCE).map_err(|_| gone())
@@ -93,7 +110,10 @@ impl Desk {
     }
 
     fn policies(&self) -> Value {
-        self.shared.engine.get().map_or(Value::Null, |engine| json!(engine.status()))
+        self.shared
+            .engine
+            .get()
+            .map_or(Value::Null, |engine| json!(engine.status()))
     }
 
     fn status(&self) -> Response {
@@ -122,14 +142,22 @@ impl Desk {
         };
         let names = match name {
             Some(name) => vec![name.to_owned()],
-            None => engine.status().into_iter().map(|policy| policy.name).collect(),
+            None => engine
+                .status()
+                .into_iter()
+                .map(|policy| policy.name)
+                .collect(),
         };
         let mut reloaded = Vec::new();
         for name in names {
             match engine.reload(&name) {
                 Ok(policy) => reloaded.push(policy),
                 Err(error @ LoadError::Unknown { .. }) => {
-                    return Response::error_next(ErrorCode::NotFound, error.to_string(), "see: palisade policy list");
+                    return Response::error_next(
+                        ErrorCode::NotFound,
+                        error.to_string(),
+                        "see: palisade policy list",
+                    );
                 }
                 Err(error) => {
                     return Response::error_next(

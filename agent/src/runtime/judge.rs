@@ -8,8 +8,8 @@ use super::Shared;
 use crate::audit::{Entry, Identity, PolicyChange};
 use crate::policy::PolicyEvent;
 use palisade_core::{
-    ActOutcome, Core, Decision, Effect, Grant, Input, PolicyOutput, PolicyRef, Reason, Request, Target,
-    Verdict, WorkloadId,
+    ActOutcome, Core, Decision, Effect, Grant, Input, PolicyOutput, PolicyRef, Reason, Request,
+    Target, Verdict, WorkloadId,
 };
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
@@ -28,7 +28,11 @@ pub(super) enum Message {
     /// An effect was carried out.
     Outcome(Box<Effect>, ActOutcome),
     /// Records were lost before they reached a policy.
-    Lost { workload: u64, count: u64, source: &'static str },
+    Lost {
+        workload: u64,
+        count: u64,
+        source: &'static str,
+    },
     /// The operator turned the kill switch.
     Disarm(bool, SyncSender<String>),
     /// The operator releases leases.
@@ -53,8 +57,22 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    pub(super) fn new(core: Core, shared: Shared, grants: BTreeMap<String, Grant>, act: Sender<Effect>) -> Self {
-        Self { core, shared, grants, running: BTreeMap::new(), act, recordable: true, decisions: 0, not_done: Vec::new() }
+    pub(super) fn new(
+        core: Core,
+        shared: Shared,
+        grants: BTreeMap<String, Grant>,
+        act: Sender<Effect>,
+    ) -> Self {
+        Self {
+            core,
+            shared,
+            grants,
+            running: BTreeMap::new(),
+            act,
+            recordable: true,
+            decisions: 0,
+            not_done: Vec::new(),
+        }
     }
 
     /// Runs until it is told to stop and the leases are undone, or patience ends.
@@ -68,11 +86,19 @@ impl Judge {
             if stopping.is_some_and(|until| now >= until || self.core.leases().next().is_none()) {
                 return;
             }
-            let next = self.core.next_deadline().map_or(LONGEST_WAIT, |at| Duration::from_nanos(at.saturating_sub(now)));
-            let wait = if stopping.is_some() { Duration::from_millis(5) } else { next.min(LONGEST_WAIT) };
+            let next = self.core.next_deadline().map_or(LONGEST_WAIT, |at| {
+                Duration::from_nanos(at.saturating_sub(now))
+            });
+            let wait = if stopping.is_some() {
+                Duration::from_millis(5)
+            } else {
+                next.min(LONGEST_WAIT)
+            };
             match messages.recv_timeout(wait) {
                 Ok(Message::Stop(why)) => {
-                    self.shared.audit.append(Entry::Note { text: format!("stopping: {why}; undoing every lease") });
+                    self.shared.audit.append(Entry::Note {
+                        text: format!("stopping: {why}; undoing every lease"),
+                    });
                     stopping = Some(crate::act::now_ns().saturating_add(STOP_PATIENCE_NS));
                     self.step(Input::Release(None));
                 }
@@ -85,7 +111,11 @@ impl Judge {
                 self.recordable = healthy;
                 self.step(Input::Recordable(healthy));
             }
-            if self.core.next_deadline().is_some_and(|at| at <= crate::act::now_ns()) {
+            if self
+                .core
+                .next_deadline()
+                .is_some_and(|at| at <= crate::act::now_ns())
+            {
                 self.step(Input::Tick);
             }
         }
@@ -99,22 +129,44 @@ impl Judge {
                     if let Some(entry) = Entry::after(&effect, outcome.clone()) {
                         self.shared.audit.append(entry);
                     }
-                    self.step(Input::Outcome { effect: id, outcome });
+                    self.step(Input::Outcome {
+                        effect: id,
+                        outcome,
+                    });
                 }
             }
-            Message::Lost { workload, count, source } => {
+            Message::Lost {
+                workload,
+                count,
+                source,
+            } => {
                 let workload = (workload != 0).then_some(WorkloadId(workload));
-                self.shared.audit.append(Entry::Loss { source: source.to_owned(), count, policy: None, workload });
+                self.shared.audit.append(Entry::Loss {
+                    source: source.to_owned(),
+                    count,
+                    policy: None,
+                    workload,
+                });
                 self.step(Input::Lost { workload, count });
             }
             Message::Disarm(on, reply) => {
-                let text = if on { "disarmed by the operator: every lease is undone, nothing is acted on" } else { "armed by the operator" };
-                self.shared.audit.append(Entry::Note { text: text.to_owned() });
+                let text = if on {
+                    "disarmed by the operator: every lease is undone, nothing is acted on"
+                } else {
+                    "armed by the operator"
+                };
+                self.shared.audit.append(Entry::Note {
+                    text: text.to_owned(),
+                });
                 self.step(Input::Disarm(on));
                 let _ = reply.try_send(text.to_owned());
             }
             Message::Release(lease, reply) => {
-                let held = self.core.leases().filter(|held| lease.is_none_or(|id| id == held.id)).count();
+                let held = self
+                    .core
+                    .leases()
+                    .filter(|held| lease.is_none_or(|id| id == held.id))
+                    .count();
                 self.step(Input::Release(lease));
                 let _ = reply.try_send(format!("{held} lease(s) released"));
             }
@@ -132,33 +184,70 @@ impl Judge {
 
     fn policy(&mut self, event: PolicyEvent) {
         match event {
-            PolicyEvent::Output { policy, batch, requests, .. } => {
+            PolicyEvent::Output {
+                policy,
+                batch,
+                requests,
+                ..
+            } => {
                 let requests = requests
                     .into_iter()
                     .map(|request: Request| {
-                        let facts = self.shared.tables.facts(&request.target, &self.shared.scope);
+                        let facts = self
+                            .shared
+                            .tables
+                            .facts(&request.target, &self.shared.scope);
                         (request, facts)
                     })
                     .collect();
-                self.step(Input::Requests(PolicyOutput { policy, batch, requests }));
+                self.step(Input::Requests(PolicyOutput {
+                    policy,
+                    batch,
+                    requests,
+                }));
             }
-            PolicyEvent::Loaded { policy, previous, state, after_batch } => {
-                let what = if previous.is_some() { PolicyChange::Reloaded } else { PolicyChange::Loaded };
+            PolicyEvent::Loaded {
+                policy,
+                previous,
+                state,
+                after_batch,
+            } => {
+                let what = if previous.is_some() {
+                    PolicyChange::Reloaded
+                } else {
+                    PolicyChange::Loaded
+                };
                 let detail = format!("state {}, after batch {after_batch}", word(state));
                 self.changed(what, policy.clone(), detail);
                 self.running.insert(policy.name.clone(), policy);
                 self.policies();
             }
-            PolicyEvent::RolledBack { policy, failed, reason, from_seq, to_seq } => {
-                let missed = to_seq.saturating_sub(from_seq).saturating_add(u64::from(to_seq >= from_seq));
-                let detail = format!("generation {} crashed in its probation: {reason}; {missed} batch(es) not seen", failed.generation);
+            PolicyEvent::RolledBack {
+                policy,
+                failed,
+                reason,
+                from_seq,
+                to_seq,
+            } => {
+                let missed = to_seq
+                    .saturating_sub(from_seq)
+                    .saturating_add(u64::from(to_seq >= from_seq));
+                let detail = format!(
+                    "generation {} crashed in its probation: {reason}; {missed} batch(es) not seen",
+                    failed.generation
+                );
                 self.changed(PolicyChange::RolledBack, policy.clone(), detail);
                 self.running.insert(policy.name.clone(), policy);
                 self.policies();
             }
             PolicyEvent::Rejected { name, error } => {
                 tracing::error!(policy = %name, "policy refused, the old one goes on: {error}");
-                let policy = PolicyRef { name, version: String::new(), sha256: String::new(), generation: 0 };
+                let policy = PolicyRef {
+                    name,
+                    version: String::new(),
+                    sha256: String::new(),
+                    generation: 0,
+                };
                 self.changed(PolicyChange::Rejected, policy, error);
             }
             PolicyEvent::Unloaded { policy } => {
@@ -166,23 +255,57 @@ impl Judge {
                 self.changed(PolicyChange::Unloaded, policy, String::new());
                 self.policies();
             }
-            PolicyEvent::Strike { policy, kind, detail, batch } => {
-                self.changed(PolicyChange::Strike, policy, format!("{}: {detail} (batch {batch})", word(kind)));
+            PolicyEvent::Strike {
+                policy,
+                kind,
+                detail,
+                batch,
+            } => {
+                self.changed(
+                    PolicyChange::Strike,
+                    policy,
+                    format!("{}: {detail} (batch {batch})", word(kind)),
+                );
             }
-            PolicyEvent::Restarted { policy, state, from_seq, to_seq } => {
-                let detail = format!("state {}; it does not know of batches {from_seq} to {to_seq}", word(state));
+            PolicyEvent::Restarted {
+                policy,
+                state,
+                from_seq,
+                to_seq,
+            } => {
+                let detail = format!(
+                    "state {}; it does not know of batches {from_seq} to {to_seq}",
+                    word(state)
+                );
                 self.changed(PolicyChange::Restarted, policy, detail);
             }
-            PolicyEvent::Ejected { policy, reason, batch } => {
+            PolicyEvent::Ejected {
+                policy,
+                reason,
+                batch,
+            } => {
                 tracing::error!(policy = %policy.name, "policy ejected: {reason}; fix its file, or run: palisade policy reload {}", policy.name);
                 self.running.remove(&policy.name);
-                self.changed(PolicyChange::Ejected, policy, format!("{reason} (batch {batch})"));
+                self.changed(
+                    PolicyChange::Ejected,
+                    policy,
+                    format!("{reason} (batch {batch})"),
+                );
                 self.policies();
             }
-            PolicyEvent::Log { policy, level, message, suppressed } => {
+            PolicyEvent::Log {
+                policy,
+                level,
+                message,
+                suppressed,
+            } => {
                 tracing::info!(policy = %policy.name, ?level, suppressed, "{message}");
             }
-            PolicyEvent::Lost { policy, records, batch } => {
+            PolicyEvent::Lost {
+                policy,
+                records,
+                batch,
+            } => {
                 tracing::warn!(policy = %policy.name, records, batch, "policy queue full: records lost");
                 self.shared.audit.append(Entry::Loss {
                     source: "policy-queue".to_owned(),
@@ -190,13 +313,20 @@ impl Judge {
                     policy: Some(policy.name),
                     workload: None,
                 });
-                self.step(Input::Lost { workload: None, count: records });
+                self.step(Input::Lost {
+                    workload: None,
+                    count: records,
+                });
             }
         }
     }
 
     fn changed(&self, what: PolicyChange, policy: PolicyRef, detail: String) {
-        self.shared.audit.append(Entry::Policy { what, policy, detail });
+        self.shared.audit.append(Entry::Policy {
+            what,
+            policy,
+            detail,
+        });
     }
 
     /// Tells the core who runs, and the sensors what is subscribed to.
@@ -233,7 +363,11 @@ impl Judge {
         if let Some(entry) = Entry::before(&effect) {
             if irreversible {
                 if let Err(error) = self.shared.audit.append_durable(entry) {
-                    let outcome = ActOutcome::Failed { error: format!("not done, because its intent could not be recorded: {error}") };
+                    let outcome = ActOutcome::Failed {
+                        error: format!(
+                            "not done, because its intent could not be recorded: {error}"
+                        ),
+                    };
                     self.not_done.push((effect, outcome));
                     return;
                 }
@@ -267,21 +401,36 @@ impl Judge {
 
 /// One log line for a decision that people should see as it happens.
 fn tell(decision: &Decision) {
-    let Decision { policy, request, verdict, .. } = decision;
+    let Decision {
+        policy,
+        request,
+        verdict,
+        ..
+    } = decision;
     let (name, reason, action) = (&policy.name, &request.reason, request.action);
     match verdict {
         Verdict::Granted { .. } => tracing::warn!(policy = %name, %action, "granted: {reason}"),
-        Verdict::Observed => tracing::info!(policy = %name, %action, "observed, not done: {reason}"),
-        Verdict::Refused { reason: Reason::Cooldown { .. } } | Verdict::Renewed { .. } => {
+        Verdict::Observed => {
+            tracing::info!(policy = %name, %action, "observed, not done: {reason}")
+        }
+        Verdict::Refused {
+            reason: Reason::Cooldown { .. },
+        }
+        | Verdict::Renewed { .. } => {
             tracing::debug!(policy = %name, %action, "{verdict:?}");
         }
-        Verdict::Refused { reason: gate } => tracing::info!(policy = %name, %action, ?gate, "refused: {reason}"),
+        Verdict::Refused { reason: gate } => {
+            tracing::info!(policy = %name, %action, ?gate, "refused: {reason}")
+        }
     }
 }
 
 /// A unit variant's name, as JSON has it.
 fn word(value: impl serde::Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|value| Some(value.as_str()?.to_owned())).unwrap_or_default()
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|value| Some(value.as_str()?.to_owned()))
+        .unwrap_or_default()
 }
 
 fn effect_id(effect: &Effect) -> Option<palisade_core::EffectId> {

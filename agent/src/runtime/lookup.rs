@@ -19,7 +19,10 @@ impl Lookup for TableLookup {
 
     fn workload_of(&self, workload: WorkloadId) -> Option<WorkloadFacts> {
         let info = self.0.workload(workload)?;
-        Some(WorkloadFacts { cgroup: info.cgroup, container: info.container })
+        Some(WorkloadFacts {
+            cgroup: info.cgroup,
+            container: info.container,
+        })
     }
 
     fn file_path(&self, device: u32, inode: u64) -> Option<String> {

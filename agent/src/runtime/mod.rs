@@ -26,7 +26,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 
-
 /// What `palisade run` adds to the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
@@ -58,9 +57,13 @@ impl Shared {
 /// Guards this host until SIGTERM or SIGINT.
 pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
     let object = crate::ebpf_object::embedded().ok_or_else(|| {
-        coded(exit::NO_OBJECT, "this binary was built without its eBPF programs: build it with ./x build")
+        coded(
+            exit::NO_OBJECT,
+            "this binary was built without its eBPF programs: build it with ./x build",
+        )
     })?;
-    let layout = Layout::detect().map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
+    let layout = Layout::detect()
+        .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
     let _lock = control::lock(&config.paths.run_dir).map_err(|error| coded(exit::AGENT, error))?;
     let leases_dir = config.paths.leases_dir();
     let (journal, recovered) = Journal::open(&leases_dir)?;
@@ -73,7 +76,8 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
         layout.clone(),
         identity::Limits {
             // The whole host is in the table, not only who is counted.
-            processes: (config.limits.processes as usize).max(identity::Limits::default().processes),
+            processes: (config.limits.processes as usize)
+                .max(identity::Limits::default().processes),
             ..identity::Limits::default()
         },
     );
@@ -93,12 +97,28 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
     let executor = Executor::new(layout.clone(), journal, executor_options(config, &shared));
     let act = {
         let messages = messages.clone();
-        named("act", move || act_thread::run(executor, keeper, &act_inbox, &messages))?
+        named("act", move || {
+            act_thread::run(executor, keeper, &act_inbox, &messages)
+        })?
     };
-    let grants = config.policies.iter().map(|policy| (policy.name.clone(), policy.grant.clone())).collect();
-    let judge = Judge::new(Core::new(config.core.clone(), protect, act::now_ns()), shared.clone(), grants, effects);
+    let grants = config
+        .policies
+        .iter()
+        .map(|policy| (policy.name.clone(), policy.grant.clone()))
+        .collect();
+    let judge = Judge::new(
+        Core::new(config.core.clone(), protect, act::now_ns()),
+        shared.clone(),
+        grants,
+        effects,
+    );
     let core = {
-        let orphans = recovered.orphans.into_iter().rev().map(|entry| entry.lease).collect();
+        let orphans = recovered
+            .orphans
+            .into_iter()
+            .rev()
+            .map(|entry| entry.lease)
+            .collect();
         named("core", move || judge.run(orphans, &inbox))?
     };
 
@@ -129,21 +149,34 @@ fn guard(
 ) -> Result<String> {
     let lookup = Arc::new(lookup::TableLookup(shared.tables.clone()));
     let events = messages.clone();
-    let engine = Engine::new(EngineOptions::default(), lookup, Events::new(move |event| {
-        let _ = events.send(Message::Policy(event));
-    }))
+    let engine = Engine::new(
+        EngineOptions::default(),
+        lookup,
+        Events::new(move |event| {
+            let _ = events.send(Message::Policy(event));
+        }),
+    )
     .map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
     let engine = Stopping(engine);
     let mut loaded = Vec::new();
     for policy in &config.policies {
         let loading = engine.0.load(options::policy_source(policy));
-        loaded.push(loading.map_err(|error| coded(exit::POLICY, format!("policy '{}': {error}", policy.name)))?);
+        loaded.push(
+            loading.map_err(|error| {
+                coded(exit::POLICY, format!("policy '{}': {error}", policy.name))
+            })?,
+        );
     }
-    engine.0.watch_files().context("cannot watch the policy files")?;
+    engine
+        .0
+        .watch_files()
+        .context("cannot watch the policy files")?;
     let publisher = engine.0.publisher();
 
-    let sensor_options = options::sensor_options(config, layout, engine.0.subscriptions()).map_err(|error| coded(exit::CONFIG, error))?;
-    let sensors = Sensors::load(object, sensor_options).map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
+    let sensor_options = options::sensor_options(config, layout, engine.0.subscriptions())
+        .map_err(|error| coded(exit::CONFIG, error))?;
+    let sensors = Sensors::load(object, sensor_options)
+        .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
     let handle = sensors.handle();
     let _ = shared.in_flight.set(sensors.in_flight());
     let _ = shared.sensors.set(handle.clone());
@@ -152,7 +185,10 @@ fn guard(
     for missing in report.missing() {
         tracing::warn!("a subscribed signal is not to be had here: {missing:?}");
     }
-    shared.tables.seed_from_proc().context("cannot read /proc")?;
+    shared
+        .tables
+        .seed_from_proc()
+        .context("cannot read /proc")?;
     shared.audit.append(Entry::Start {
         agent: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: kernel_release(),
@@ -161,8 +197,13 @@ fn guard(
         sensors: serde_json::to_value(&report)?,
         protected: shared.protected.get().cloned().unwrap_or_default(),
     });
-    let recorder = options.record.as_deref().map(|path| sink::Recorder::create(path, config)).transpose()?;
-    let mut sink = sink::AgentSink::new(publisher, shared.tables.clone(), messages.clone(), recorder);
+    let recorder = options
+        .record
+        .as_deref()
+        .map(|path| sink::Recorder::create(path, config))
+        .transpose()?;
+    let mut sink =
+        sink::AgentSink::new(publisher, shared.tables.clone(), messages.clone(), recorder);
     let ended = Arc::new(tokio::sync::Notify::new());
     let thread = named("sensors", {
         let ended = Arc::clone(&ended);
@@ -174,7 +215,10 @@ fn guard(
             sink.finish();
         }
     })?;
-    tracing::info!(policies = config.policies.len(), "guarding; to look: palisade status; to stop: SIGTERM");
+    tracing::info!(
+        policies = config.policies.len(),
+        "guarding; to look: palisade status; to stop: SIGTERM"
+    );
     let served = answer::serve(config, shared, messages, &ended);
     handle.stop();
     let _ = thread.join();
@@ -193,12 +237,19 @@ impl Drop for Stopping {
 fn executor_options(config: &Config, shared: &Shared) -> ExecutorOptions {
     let in_flight = Arc::clone(&shared.in_flight);
     ExecutorOptions {
-        in_driver_call: Box::new(move |workload| in_flight.get().is_some_and(|view: &InFlightView| view.in_call(workload))),
+        in_driver_call: Box::new(move |workload| {
+            in_flight
+                .get()
+                .is_some_and(|view: &InFlightView| view.in_call(workload))
+        }),
         driver_call_wait: config.driver_call_wait,
         alerts: act::AlertOptions {
             webhook: config.alerts.webhook.clone(),
             file: config.alerts.file.clone(),
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            host: rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned(),
         },
         ..ExecutorOptions::default()
     }
@@ -207,7 +258,10 @@ fn executor_options(config: &Config, shared: &Shared) -> ExecutorOptions {
 /// What earlier runs left in the journal and what the keeper did since goes into the audit log.
 fn tell_of_the_past(audit: &Audit, leases_dir: &Path, recovered: &act::journal::Recovered) {
     if recovered.damaged > 0 || recovered.torn {
-        let text = format!("the lease journal had {} damaged line(s), torn tail: {}", recovered.damaged, recovered.torn);
+        let text = format!(
+            "the lease journal had {} damaged line(s), torn tail: {}",
+            recovered.damaged, recovered.torn
+        );
         tracing::warn!("{text}");
         audit.append(Entry::Note { text });
     }
@@ -234,10 +288,16 @@ fn tell_of_the_past(audit: &Audit, leases_dir: &Path, recovered: &act::journal::
 }
 
 fn named(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(body).with_context(|| format!("cannot start the thread '{name}'"))
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .with_context(|| format!("cannot start the thread '{name}'"))
 }
 
 /// Release of the running kernel, as `uname -r` prints it.
 pub fn kernel_release() -> String {
-    rustix::system::uname().release().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned()
 }

@@ -1,7 +1,10 @@
 //! From the operator's configuration to each room's own options.
 
 use crate::config::{Config, PolicyConfig};
-use crate::identity::{ScopeRoots, layout::{Flavour, Layout}};
+use crate::identity::{
+    ScopeRoots,
+    layout::{Flavour, Layout},
+};
 use crate::policy::{Limits, PolicySource};
 use crate::sensors::{Scope, SensorOptions, WatchedDevice};
 use palisade_abi::ANY_MINOR;
@@ -10,7 +13,10 @@ use palisade_core::{ProtectError, ProtectList};
 /// What may never be acted on: the built-in list, the agent and its ancestors, and the operator's.
 pub fn protect_list(config: &Config) -> Result<ProtectList, ProtectError> {
     let exe = std::env::current_exe().ok();
-    let mut list = ProtectList::new(&ancestors(std::process::id()), exe.as_deref().and_then(|exe| exe.to_str()));
+    let mut list = ProtectList::new(
+        &ancestors(std::process::id()),
+        exe.as_deref().and_then(|exe| exe.to_str()),
+    );
     for exe in &config.protect.exe {
         list.add_exe(exe)?;
     }
@@ -28,7 +34,12 @@ fn ancestors(pid: u32) -> Vec<u32> {
     let parent = |pid: u32| -> Option<u32> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name in parentheses may hold anything; the fields after it do not.
-        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+        stat.rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .nth(1)?
+            .parse()
+            .ok()
     };
     let mut chain = vec![pid];
     let mut at = pid;
@@ -60,10 +71,19 @@ pub fn policy_source(policy: &PolicyConfig) -> PolicySource {
 }
 
 /// What the sensors need. Fails if a watched cgroup went away since the configuration was read.
-pub fn sensor_options(config: &Config, layout: &Layout, kinds: u64) -> std::io::Result<SensorOptions> {
+pub fn sensor_options(
+    config: &Config,
+    layout: &Layout,
+    kinds: u64,
+) -> std::io::Result<SensorOptions> {
     let scope = match &config.watch.scope {
         ScopeRoots::All => Scope::All,
-        ScopeRoots::Below(roots) => Scope::Cgroups(roots.iter().map(|root| layout.workload_id(root)).collect::<Result<_, _>>()?),
+        ScopeRoots::Below(roots) => Scope::Cgroups(
+            roots
+                .iter()
+                .map(|root| layout.workload_id(root))
+                .collect::<Result<_, _>>()?,
+        ),
     };
     let devices = config
         .devices

@@ -27,8 +27,18 @@ pub(super) struct AgentSink {
 }
 
 impl AgentSink {
-    pub(super) fn new(publisher: Publisher, tables: Tables, messages: Sender<Message>, recorder: Option<Recorder>) -> Self {
-        Self { publisher, tables, messages, recorder }
+    pub(super) fn new(
+        publisher: Publisher,
+        tables: Tables,
+        messages: Sender<Message>,
+        recorder: Option<Recorder>,
+    ) -> Self {
+        Self {
+            publisher,
+            tables,
+            messages,
+            recorder,
+        }
     }
 
     /// Ends the recording in order.
@@ -52,8 +62,15 @@ impl Sink for AgentSink {
         }
         for record in batch.records.iter() {
             if let Some(lost) = record.get::<Lost>() {
-                let source = LOSS_SOURCES.get(lost.source as usize).copied().unwrap_or("unknown");
-                let _ = self.messages.send(Message::Lost { workload: record.header.workload, count: lost.count, source });
+                let source = LOSS_SOURCES
+                    .get(lost.source as usize)
+                    .copied()
+                    .unwrap_or("unknown");
+                let _ = self.messages.send(Message::Lost {
+                    workload: record.header.workload,
+                    count: lost.count,
+                    source,
+                });
             }
         }
         self.publisher.publish(&batch);
@@ -87,8 +104,12 @@ impl Recorder {
             "config_sha256": config.digest,
             "window_ns": u64::try_from(config.watch.window.as_nanos()).unwrap_or(u64::MAX),
         });
-        let writer = Writer::create(path, &header).with_context(|| format!("cannot record to {}", path.display()))?;
-        Ok(Self { writer, written: HashSet::new() })
+        let writer = Writer::create(path, &header)
+            .with_context(|| format!("cannot record to {}", path.display()))?;
+        Ok(Self {
+            writer,
+            written: HashSet::new(),
+        })
     }
 
     fn batch(&mut self, batch: &Batch, tables: &Tables) -> Result<()> {
@@ -97,7 +118,10 @@ impl Recorder {
         }
         for record in batch.records.iter() {
             let header = &record.header;
-            let process = ProcessId { pid: header.pid, start_ns: header.start_ns };
+            let process = ProcessId {
+                pid: header.pid,
+                start_ns: header.start_ns,
+            };
             if let Some(info) = self.news(Key::Process(process), || tables.process(process)) {
                 self.writer.identity(&Identity::Process {
                     process,
@@ -109,12 +133,22 @@ impl Recorder {
             }
             let workload = WorkloadId(header.workload);
             if let Some(info) = self.news(Key::Workload(workload), || tables.workload(workload)) {
-                self.writer.identity(&Identity::Workload { workload, cgroup: info.cgroup, container: info.container })?;
+                self.writer.identity(&Identity::Workload {
+                    workload,
+                    cgroup: info.cgroup,
+                    container: info.container,
+                })?;
             }
             if let Some(file) = record.get::<ModelFile>()
-                && let Some(path) = self.news(Key::File(file.device, file.inode), || tables.file_path(file.device, file.inode))
+                && let Some(path) = self.news(Key::File(file.device, file.inode), || {
+                    tables.file_path(file.device, file.inode)
+                })
             {
-                self.writer.identity(&Identity::File { device: file.device, inode: file.inode, path })?;
+                self.writer.identity(&Identity::File {
+                    device: file.device,
+                    inode: file.inode,
+                    path,
+                })?;
             }
         }
         Ok(self.writer.batch(batch)?)

@@ -1,6 +1,7 @@
 //! What the live tests aim at: a process that makes driver calls on a watched device (/dev/ptmx).
 //!
 //! - `target burn MS`: burns CPU; makes a driver call every 50 ms for the first MS milliseconds; ends with its parent.
+//! - `target threads any|leader`: starts eight threads and ends with code 5, at any thread's hand or at the first one's.
 //! - `target reaction`: blocks SIGTERM, makes one driver call, waits for SIGTERM, and prints the nanoseconds in between.
 
 use rustix::fs::{Mode, OFlags};
@@ -10,9 +11,13 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words[..] {
-        ["burn", ms] => ms.parse().map_err(|error| format!("{ms}: {error}")).and_then(burn),
+        ["burn", ms] => ms
+            .parse()
+            .map_err(|error| format!("{ms}: {error}"))
+            .and_then(burn),
+        ["threads", who] => threads(who == "any"),
         ["reaction"] => reaction(),
-        _ => Err("usage: target burn MS | target reaction".to_owned()),
+        _ => Err("usage: target burn MS | target threads any|leader | target reaction".to_owned()),
     };
     if let Err(error) = done {
         eprintln!("target: {error}");
@@ -21,11 +26,17 @@ fn main() {
 }
 
 fn device() -> Result<std::os::fd::OwnedFd, String> {
-    rustix::fs::open("/dev/ptmx", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| format!("/dev/ptmx: {error}"))
+    rustix::fs::open(
+        "/dev/ptmx",
+        OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|error| format!("/dev/ptmx: {error}"))
 }
 
 fn burn(call_for_ms: u64) -> Result<(), String> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(|error| error.to_string())?;
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| error.to_string())?;
     let device = device()?;
     let (start, mut next) = (Instant::now(), Duration::ZERO);
     loop {
@@ -36,6 +47,20 @@ fn burn(call_for_ms: u64) -> Result<(), String> {
         }
         std::hint::spin_loop();
     }
+}
+
+fn threads(any: bool) -> Result<(), String> {
+    let threads: Vec<_> = (0..8)
+        .map(|_| std::thread::spawn(|| std::thread::sleep(Duration::from_millis(2))))
+        .collect();
+    if any {
+        std::thread::spawn(|| std::process::exit(5));
+        std::thread::sleep(Duration::from_secs(60));
+    }
+    for thread in threads {
+        thread.join().map_err(|_| "a thread failed".to_owned())?;
+    }
+    std::process::exit(5);
 }
 
 fn reaction() -> Result<(), String> {

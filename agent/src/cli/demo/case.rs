@@ -291,10 +291,9 @@ impl Case {
         }
         self.told.push(key);
         // The sentence once; what follows for the same culprit is only what is done about it.
-        let spoken = self
-            .told
-            .iter()
-            .any(|(name, action, whom)| *name == policy.name && *action != request.action.name() && *whom == culprit);
+        let spoken = self.told.iter().any(|(name, action, whom)| {
+            *name == policy.name && *action != request.action.name() && *whom == culprit
+        });
         let text = if spoken {
             let evidence = evidence(&request.evidence);
             format!("asks for {} ({what}){evidence}", request.action)

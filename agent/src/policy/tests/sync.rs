@@ -134,29 +134,6 @@ fn state_goes_from_one_instance_to_another() {
     assert_eq!(delivery.requests[0].severity, palisade_core::Severity::Info);
 }
 
-/// Prints what a call costs: `cargo test --release -- --ignored --nocapture cost_of_a_call`.
-#[test]
-#[ignore = "a measurement"]
-fn cost_of_a_call() {
-    for size in [1, 64, 256, 512, 1024] {
-        let mut instance = instance(&GOOD);
-        let records: Vec<_> = (1..=size).map(numbered).collect();
-        let rounds = 2_000_000 / (size + 100);
-        for round in 0..rounds / 10 {
-            instance.on_batch(round, &records).unwrap();
-        }
-        let begun = Instant::now();
-        for round in 0..rounds {
-            instance.on_batch(round, &records).unwrap();
-        }
-        let ns = begun.elapsed().as_nanos() as f64 / rounds as f64;
-        eprintln!(
-            "{size:5} records: {ns:9.0} ns a call, {:7.2} ns a record",
-            ns / size as f64
-        );
-    }
-}
-
 #[test]
 fn a_policy_driven_by_hand_behaves_as_in_the_agent() {
     let run = || {

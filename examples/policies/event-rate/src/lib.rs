@@ -3,7 +3,9 @@
 //! The smallest policy that keeps state per process: read it first. The benchmarks run it too,
 //! in the sandbox and natively, because a counter per process is what most policies begin with.
 
-use palisade_policy_sdk::{BoundedMap, Policy, ProcessId, Record, Request, Requests, SECOND, Settings, Target};
+use palisade_policy_sdk::{
+    BoundedMap, Policy, ProcessId, Record, Request, Requests, SECOND, Settings, Target,
+};
 
 /// Processes counted at a time; beyond it the oldest are forgotten.
 const PROCESSES: usize = 4096;
@@ -32,13 +34,18 @@ impl Policy for EventRate {
         }
         for record in records {
             let header = &record.header;
-            let count = self.counts.get_or_insert_with((header.pid, header.start_ns), || 0);
+            let count = self
+                .counts
+                .get_or_insert_with((header.pid, header.start_ns), || 0);
             *count += 1;
             // Once a second and process: exactly when the limit is passed.
             if *count == self.max_per_second + 1 {
                 out.push(
                     Request::alert(Target::Process(ProcessId::from(header)))
-                        .reason(format!("Process {} causes more than {} events a second", header.pid, self.max_per_second))
+                        .reason(format!(
+                            "Process {} causes more than {} events a second",
+                            header.pid, self.max_per_second
+                        ))
                         .evidence("events", *count as f64, "count"),
                 );
             }

@@ -19,13 +19,20 @@ impl Policy for React {
 
     fn on_batch(&mut self, _: u64, records: &[Record], out: &mut Requests) {
         for record in records {
-            let Some(call) = record.get::<GpuCall>() else { continue };
+            let Some(call) = record.get::<GpuCall>() else {
+                continue;
+            };
             let request = if self.quota {
-                Request::cpu_quota(Target::Workload(record.header.workload), 100).lease_ms(self.lease_ms)
+                Request::cpu_quota(Target::Workload(record.header.workload), 100)
+                    .lease_ms(self.lease_ms)
             } else {
                 Request::terminate(ProcessId::from(&record.header))
             };
-            out.push(request.reason("A driver call was made").evidence("latency", call.latency_ns as f64, "ns"));
+            out.push(request.reason("A driver call was made").evidence(
+                "latency",
+                call.latency_ns as f64,
+                "ns",
+            ));
         }
     }
 }
