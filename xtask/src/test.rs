@@ -42,6 +42,10 @@ pub fn test(arguments: &[String], size: Size) -> Result<ExitCode> {
     live.args(["--", "--nocapture", "--test-threads=1"]);
     let mut good = true;
     for command in [&mut pure, &mut live] {
+        command.env(
+            "PALISADE_GUESTS",
+            crate::process::root().join("target/policies/guests"),
+        );
         if size == Size::Soak {
             command.env("PALISADE_SOAK", "1");
         }

@@ -22,7 +22,7 @@ use palisade_core::{ActOutcome, Lease};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -46,6 +46,8 @@ const OVERDUE: &str = "overdue";
 const AGENT_DIED: &str = "agent died";
 /// Longest wait for a dismissed keeper to end.
 const GO_WAIT: Duration = Duration::from_secs(2);
+/// Lowest number of the pipe's descriptor; below the usual soft limit of 1,024.
+const LIFE_FD: i32 = 1000;
 /// Sent by the agent on a clean stop.
 const GO: u8 = b'q';
 /// Sent by the keeper when it watches.
@@ -78,7 +80,7 @@ pub struct Keeper {
     dir: PathBuf,
     run: String,
     child: Child,
-    life: ChildStdin,
+    life: File,
 }
 
 impl Keeper {
@@ -103,6 +105,7 @@ impl Keeper {
         let (Some(life), Some(ready)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(io::Error::other("no pipe to the keeper"));
         };
+        let life = closed_first(life)?;
         let mut answer = [0u8; 1];
         let seen = wait_readable(&ready, READY_WAIT)?;
         let mut ready = ready;
@@ -161,6 +164,13 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// Moves the pipe to a high descriptor. At a process's end the kernel releases its files in the
+/// reverse of the order of their numbers (the work queue of a task is a stack), and detaching eBPF
+/// programs takes tens of milliseconds: the keeper is not to wait for that.
+fn closed_first(life: ChildStdin) -> io::Result<File> {
+    Ok(File::from(rustix::io::fcntl_dupfd_cloexec(life, LIFE_FD)?))
 }
 
 /// The keeper's side; `args` are those after the subcommand. To be called first in `main`, before a

@@ -21,6 +21,7 @@ use crate::policy::{Engine, EngineOptions, Events};
 use crate::sensors::{InFlightView, SensorHandle, Sensors};
 use anyhow::{Context, Result};
 use judge::{Judge, Message};
+use palisade_abi::Kind;
 use palisade_core::Core;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
@@ -49,9 +50,15 @@ impl Shared {
     /// Tells the sensors what the running policies subscribe to.
     fn subscribe(&self) {
         if let (Some(engine), Some(sensors)) = (self.engine.get(), self.sensors.get()) {
-            sensors.set_kinds(engine.subscriptions());
+            sensors.set_kinds(kinds(engine));
         }
     }
+}
+
+/// What the sensors are to deliver: what the policies subscribed to, and the life of processes, to which the
+/// identity tables subscribe.
+fn kinds(engine: &Engine) -> u64 {
+    engine.subscriptions() | Kind::Exec.bit() | Kind::Exit.bit() | Kind::Fork.bit()
 }
 
 /// Guards this host until SIGTERM or SIGINT.
@@ -173,7 +180,7 @@ fn guard(
         .context("cannot watch the policy files")?;
     let publisher = engine.0.publisher();
 
-    let sensor_options = options::sensor_options(config, layout, engine.0.subscriptions())
+    let sensor_options = options::sensor_options(config, layout, kinds(&engine.0))
         .map_err(|error| coded(exit::CONFIG, error))?;
     let sensors = Sensors::load(object, sensor_options)
         .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;

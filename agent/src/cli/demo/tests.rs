@@ -400,7 +400,7 @@ fn a_policy_that_keeps_asking_is_told_once() {
         .unwrap();
     assert_eq!(
         told.text,
-        "saw: again [held 1.50 s] → cpu quota 5.0 % of one CPU (granted)"
+        "saw: again → cpu quota 5.0 % of one CPU (granted)"
     );
 }
 

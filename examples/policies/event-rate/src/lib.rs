@@ -65,7 +65,7 @@ mod tests {
         let mut harness = Harness::<EventRate>::with(&[("max-per-second", 2.into())]).unwrap();
         let proc = Proc::new(100, 7);
         for _ in 0..5 {
-            harness.push(proc.sample_maps(1, 0, 4096, 0));
+            harness.push(proc.mmap(0x1000, 4096));
         }
         assert_eq!(harness.deliver().len(), 1);
     }

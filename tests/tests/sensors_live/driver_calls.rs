@@ -1,0 +1,143 @@
+//! Driver calls: each one of a watched process is found with its times, and no other.
+//!
+//! Invariant: the calls are made on devices of every host, and change nothing there.
+
+use crate::support::*;
+use palisade::sensors::{SensorOptions, WatchedDevice};
+use palisade_abi::{GpuCall, Kind, SampleGpu, kind};
+use palisade_core::WorkloadId;
+use std::time::Duration;
+
+#[test]
+fn driver_calls_are_found_exactly_and_only_of_watched_processes() {
+    const CALLS: usize = 2000;
+    let Some(object) = object("driver_calls_are_found_exactly_and_only_of_watched_processes")
+    else {
+        return;
+    };
+    let (inside, outside) = (Cgroup::new(), Cgroup::new());
+    let nested = inside.below("nested");
+    let kinds = [Kind::GpuEnter, Kind::GpuExit, Kind::SampleGpu];
+    let work = || {
+        let (device, other) = (ptmx(), null());
+        for _ in 0..CALLS {
+            if ask_window_size(&device) != 0 {
+                return 1;
+            }
+            ask_nonsense(&other);
+        }
+        ask_nonsense(&device);
+        ask_window_size_of_a_bad_descriptor();
+        0
+    };
+    let (child, stranger) = (Child::new(work), Child::new(work));
+    nested.take(child.pid);
+    outside.take(stranger.pid);
+    let (pid, ticks) = (child.pid, start_ticks(child.pid));
+
+    let watch = Watch::new(object, options(&[&inside], &kinds));
+    child.start();
+    stranger.start();
+    child.wait_done();
+    stranger.wait_done();
+    let seen = watch.stop();
+    assert_eq!((child.finish(), stranger.finish()), (0, 0));
+
+    seen.assert_none_lost();
+    seen.assert_from(pid, nested.id());
+    assert_eq!(seen.count(kind::GPU_ENTER), CALLS + 1);
+    assert_eq!(seen.count(kind::GPU_EXIT), CALLS + 1);
+    assert_eq!(seen.records[0].header.start_ns / 10_000_000, ticks);
+    let calls: Vec<GpuCall> = seen.bodies(kind::GPU_EXIT);
+    assert!(calls.iter().all(|call| call.device == 5 << 20 | 2));
+    assert!(
+        calls
+            .iter()
+            .all(|call| call.latency_ns > 0 && call.hold_ns <= call.latency_ns)
+    );
+    let named = calls
+        .iter()
+        .filter(|call| u64::from(call.command) == nix::libc::TIOCGWINSZ);
+    assert_eq!(named.count(), CALLS);
+    let refused: Vec<u16> = seen
+        .of(kind::GPU_EXIT)
+        .map(|r| r.header.flags)
+        .filter(|flags| *flags != 0)
+        .collect();
+    assert_eq!(refused, [nix::libc::ENOTTY as u16]);
+    let samples: Vec<SampleGpu> = seen.bodies(kind::SAMPLE_GPU);
+    assert_eq!(
+        samples
+            .iter()
+            .map(|sample| sample.calls as usize)
+            .sum::<usize>(),
+        CALLS + 1
+    );
+    let sum = |field: fn(&GpuCall) -> u64| calls.iter().map(field).sum::<u64>();
+    assert_eq!(
+        samples.iter().map(|s| s.latency_ns).sum::<u64>(),
+        sum(|call| call.latency_ns)
+    );
+    assert_eq!(
+        samples.iter().map(|s| s.hold_ns).sum::<u64>(),
+        sum(|call| call.hold_ns)
+    );
+}
+
+fn ask_window_size_of_a_bad_descriptor() {
+    // SAFETY: the kernel refuses the descriptor before it looks at the argument.
+    let _ = unsafe { nix::libc::ioctl(1_000_000, nix::libc::TIOCGWINSZ, 0) };
+}
+
+#[test]
+fn fast_driver_calls_stay_out_of_the_raw_stream_and_in_the_samples() {
+    const CALLS: usize = 500;
+    let Some(object) = object("fast_driver_calls_stay_out_of_the_raw_stream_and_in_the_samples")
+    else {
+        return;
+    };
+    let inside = Cgroup::new();
+    let child = Child::new(|| {
+        let device = ptmx();
+        (0..CALLS).map(|_| ask_window_size(&device)).sum()
+    });
+    inside.take(child.pid);
+    let slow = WatchedDevice {
+        minor: None,
+        slow: Duration::from_hours(1),
+        ..PTMX
+    };
+    let watch = Watch::new(
+        object,
+        SensorOptions {
+            devices: vec![slow],
+            ..options(&[&inside], &[Kind::GpuExit, Kind::SampleGpu])
+        },
+    );
+    assert_eq!(child.run(), 0);
+    let seen = watch.stop();
+    seen.assert_none_lost();
+    assert_eq!(seen.count(kind::GPU_EXIT), 0);
+    let samples: Vec<SampleGpu> = seen.bodies(kind::SAMPLE_GPU);
+    assert_eq!(
+        samples
+            .iter()
+            .map(|sample| sample.calls as usize)
+            .sum::<usize>(),
+        CALLS
+    );
+}
+
+#[test]
+fn nobody_is_in_a_driver_call_when_all_calls_have_returned() {
+    let Some(object) = object("nobody_is_in_a_driver_call_when_all_calls_have_returned") else {
+        return;
+    };
+    let inside = Cgroup::new();
+    let child = Child::new(|| ask_window_size(&ptmx()));
+    inside.take(child.pid);
+    let watch = Watch::new(object, options(&[&inside], &[Kind::SampleGpu]));
+    assert_eq!(child.run(), 0);
+    assert!(!watch.view.in_call(WorkloadId(inside.id())));
+    watch.stop();
+}

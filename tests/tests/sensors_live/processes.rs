@@ -1,0 +1,219 @@
+//! Processes: forks, execs, exits and turns on the CPU agree with what the kernel itself counts.
+//!
+//! Invariant: only processes that the test started are looked at.
+
+use crate::support::*;
+use nix::{
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{ForkResult, Pid, fork},
+};
+use palisade_abi::{Exec, Exit, Fork, Kind, Record, SampleSched, kind};
+use std::{
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+#[test]
+fn forks_execs_and_exits_are_found_exactly() {
+    const CHILDREN: usize = 30;
+    let Some(object) = object("forks_execs_and_exits_are_found_exactly") else {
+        return;
+    };
+    let inside = Cgroup::new();
+    let child = Child::new(|| {
+        for number in 0..CHILDREN {
+            // SAFETY: the child has one thread and its children only make system calls.
+            match unsafe { fork() } {
+                Ok(ForkResult::Parent { child }) => {
+                    let expected = if number % 2 == 0 { 0 } else { 7 };
+                    if waitpid(child, None) != Ok(WaitStatus::Exited(child, expected)) {
+                        return 1;
+                    }
+                }
+                Ok(ForkResult::Child) => {
+                    if number % 2 == 0 {
+                        let _ = nix::unistd::execv(c"/bin/true", &[c"true"]);
+                    }
+                    // SAFETY: nothing to clean up, and the harness's handlers must not run.
+                    unsafe { nix::libc::_exit(7) }
+                }
+                Err(_) => return 2,
+            }
+        }
+        0
+    });
+    let (pid, workload) = (child.pid.as_raw() as u32, inside.id());
+    inside.take(child.pid);
+    let watch = Watch::new(
+        object,
+        options(&[&inside], &[Kind::Exec, Kind::Exit, Kind::Fork]),
+    );
+    assert_eq!(child.run(), 0);
+    let seen = watch.stop();
+
+    seen.assert_none_lost();
+    assert!(
+        seen.records
+            .iter()
+            .all(|record| record.header.workload == workload)
+    );
+    let forks: Vec<(u32, Fork)> = seen
+        .of(kind::FORK)
+        .filter_map(|r| Some((r.header.pid, r.get()?)))
+        .collect();
+    assert_eq!(forks.len(), CHILDREN);
+    assert!(forks.iter().all(|(parent, _)| *parent == pid));
+    let execs: Vec<Exec> = seen.bodies(kind::EXEC);
+    assert_eq!(execs.len(), CHILDREN / 2);
+    assert!(
+        execs
+            .iter()
+            .all(|e| e.parent == pid && e.uid == 0 && e.comm.starts_with(b"true\0"))
+    );
+    let exits: Vec<(u32, u64, u32)> = seen
+        .of(kind::EXIT)
+        .filter_map(|r| Some((r.header.pid, r.header.start_ns, r.get::<Exit>()?.code)))
+        .collect();
+    assert_eq!(exits.len(), CHILDREN + 1);
+    assert_eq!(
+        exits.iter().filter(|(_, _, code)| *code == 7 << 8).count(),
+        CHILDREN / 2
+    );
+    for (_, fork) in forks {
+        let ends = exits
+            .iter()
+            .filter(|end| (end.0, end.1) == (fork.child, fork.child_start_ns));
+        assert_eq!(ends.count(), 1);
+    }
+}
+
+#[test]
+fn threads_are_no_processes() {
+    const ROUNDS: usize = 10;
+    let Some(object) = object("threads_are_no_processes") else {
+        return;
+    };
+    let inside = Cgroup::new();
+    let watch = Watch::new(
+        object,
+        options(&[&inside], &[Kind::Exec, Kind::Exit, Kind::Fork]),
+    );
+    for round in 0..ROUNDS {
+        let status = Command::new("/bin/sh")
+            .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
+            .arg(inside.0.join("cgroup.procs"))
+            .arg(palisade_tests::binaries().join("target"))
+            .args(["threads", if round % 2 == 0 { "any" } else { "leader" }])
+            .stdout(std::process::Stdio::null())
+            .status()
+            .expect("this test");
+        assert_eq!(status.code(), Some(5));
+    }
+    let seen = watch.stop();
+    seen.assert_none_lost();
+    assert_eq!(seen.count(kind::FORK), 0);
+    assert_eq!(seen.count(kind::EXEC), ROUNDS);
+    let exits: Vec<Exit> = seen.bodies(kind::EXIT);
+    assert_eq!(exits.len(), ROUNDS);
+    assert!(exits.iter().all(|exit| exit.code == 5 << 8), "{exits:?}");
+}
+
+/// Voluntary and involuntary switches as the kernel itself counts them.
+fn switches(pid: Pid) -> (u64, u64) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let value = |name: &str| {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .expect("a line");
+        line.trim().parse().expect("number")
+    };
+    (
+        value("voluntary_ctxt_switches:"),
+        value("nonvoluntary_ctxt_switches:"),
+    )
+}
+
+/// Waits until the process sleeps and its counts stand still: one that waits for a CPU on a busy
+/// machine stands still too, but in the middle of a turn.
+fn switches_at_rest(pid: Pid) -> (u64, u64) {
+    let end = Instant::now() + PATIENCE;
+    let mut before = switches(pid);
+    loop {
+        thread::sleep(Duration::from_millis(20));
+        let now = switches(pid);
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+        if now == before && stat.contains(") S ") {
+            return now;
+        }
+        assert!(Instant::now() < end, "the child does not come to rest");
+        before = now;
+    }
+}
+
+#[test]
+fn switches_agree_with_the_kernels_own_count() {
+    let Some(object) = object("switches_agree_with_the_kernels_own_count") else {
+        return;
+    };
+    let inside = Cgroup::new();
+    let work = || {
+        let both = nix::sched::sched_getaffinity(Pid::from_raw(0));
+        for round in 0..60 {
+            thread::sleep(Duration::from_millis(1));
+            for _ in 0..50 {
+                let _ = nix::sched::sched_yield();
+            }
+            // Back and forth, where there is more than one CPU to go to.
+            let cpu = (0..nix::sched::CpuSet::count())
+                .filter(|cpu| both.as_ref().is_ok_and(|set| set.is_set(*cpu) == Ok(true)))
+                .nth(round % 2);
+            if let Some(cpu) = cpu {
+                let mut set = nix::sched::CpuSet::new();
+                let _ = set.set(cpu);
+                let _ = nix::sched::sched_setaffinity(Pid::from_raw(0), &set);
+            }
+            let busy = Instant::now();
+            while busy.elapsed() < Duration::from_micros(500) {}
+        }
+        0
+    };
+    // Two of them on the same CPUs, so that there is somebody to wait for.
+    let (child, rival) = (Child::new(work), Child::new(work));
+    inside.take(child.pid);
+    inside.take(rival.pid);
+    let watch = Watch::new(object, options(&[&inside], &[Kind::SampleSched]));
+    let before = switches_at_rest(child.pid);
+    child.start();
+    rival.start();
+    child.wait_done();
+    rival.wait_done();
+    let after = switches_at_rest(child.pid);
+    let pid = child.pid.as_raw() as u32;
+    let seen = watch.stop();
+    assert_eq!((child.finish(), rival.finish()), (0, 0));
+
+    seen.assert_none_lost();
+    let samples: Vec<SampleSched> = seen
+        .of(kind::SAMPLE_SCHED)
+        .filter(|record| record.header.pid == pid)
+        .filter_map(Record::get)
+        .collect();
+    let sum = |field: fn(&SampleSched) -> u64| samples.iter().map(field).sum::<u64>();
+    assert_eq!(sum(|s| u64::from(s.voluntary)), after.0 - before.0);
+    assert_eq!(sum(|s| u64::from(s.involuntary)), after.1 - before.1);
+    let turns = sum(|s| u64::from(s.voluntary) + u64::from(s.involuntary));
+    let waits = sum(|s| u64::from(s.runq_waits));
+    // Each turn on the CPU was waited for once. On a loaded 6.18 host one wait in several hundred was
+    // missing in about one run of thirty, with no loss counted by the kernel; hence the allowance.
+    assert!(
+        waits.abs_diff(turns) <= 1 + turns / 50,
+        "{waits} waits for {turns} turns"
+    );
+    assert!(sum(|s| s.runq_ns) > 0);
+    if thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
+        assert!(sum(|s| u64::from(s.migrations)) >= 30);
+    }
+}
