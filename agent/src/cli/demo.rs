@@ -72,16 +72,8 @@ pub fn run(args: &DemoArgs) -> Result<u8> {
                 &format!("This host does not allow the live demo: {error}"),
             );
             screen.note(Tone::Plain, "`palisade doctor` says what to do about it.");
-            match replay::RECORDING {
-                Some(recording) => {
-                    let policies = policies_folder(args.policies.as_deref())?;
-                    replay::replay_demo(recording, &policies, screen.replayed())
-                }
-                None => Err(exit::coded(
-                    exit::KERNEL,
-                    "and this build has no recording to replay",
-                )),
-            }
+            let policies = policies_folder(args.policies.as_deref())?;
+            replay::replay_demo(replay::RECORDING, &policies, screen.replayed())
         }
         other => other,
     }

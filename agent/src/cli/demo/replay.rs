@@ -12,9 +12,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// A recording of the demo on a host that allows it (`palisade demo --record`), if this build
-/// has one.
-pub(super) const RECORDING: Option<&[u8]> = None;
+/// A recording of the demo on a host that allows it, made with `palisade demo --record`.
+pub(super) const RECORDING: &[u8] = include_bytes!("recording.pal");
 
 /// Runs `palisade replay` with the demo's policies and settings.
 pub(super) fn replay_demo(recording: &[u8], policies: &Path, screen: Screen) -> Result<u8> {
