@@ -19,6 +19,10 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// CPU time of one call in a replay: only a call that never ends is cut off.
+const REPLAY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What a replay gave.
 #[derive(Debug, Default)]
@@ -71,13 +75,18 @@ pub fn replay(path: &Path, config: &Config) -> Result<Outcome> {
     let tables = Recorded::default();
     let shared = EngineShared::new(Arc::new(tables.clone()))
         .map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
-    let mut core = Core::new(config.core.clone(), ProtectList::new(&[], None), 0);
+    // Not this process and its ancestors: they are no part of the recording.
+    let protect = options::with_operators_rules(ProtectList::new(&[], None), config)?;
+    let mut core = Core::new(config.core.clone(), protect, 0);
     let mut seats = Vec::new();
     let mut grants = Vec::new();
     let mut policies: Vec<_> = config.policies.iter().collect();
     policies.sort_by(|a, b| a.name.cmp(&b.name));
     for policy in policies {
-        let seat = Stepper::new(&shared, &options::policy_source(policy), 1)
+        let mut source = options::policy_source(policy);
+        // A deadline is about this machine's speed, not about the recording.
+        source.limits.call_deadline = REPLAY_DEADLINE;
+        let seat = Stepper::new(&shared, &source, 1)
             .map_err(|error| coded(exit::POLICY, format!("policy '{}': {error}", policy.name)))?;
         grants.push((seat.reference().clone(), policy.grant.clone()));
         seats.push(seat);

@@ -1,7 +1,8 @@
 //! `palisade::act` on the running kernel: real cgroups, real signals, a real `kill -9` of an agent.
 //!
 //! Each test makes its own cgroups and children and removes them, also when it fails. Nothing
-//! asserts how fast this machine is: durations are printed, bounds are generous.
+//! asserts how fast this machine is: durations are printed, bounds are generous. The one exception is
+//! what the keeper promises.
 #![allow(clippy::unwrap_used)]
 
 #[path = "act_live/keeper.rs"]

@@ -24,7 +24,7 @@ pub fn build(toolchain: &Toolchain) -> Result<()> {
         "--target-dir",
     ]);
     command.arg(&target);
-    if matches!(toolchain.compiler, Compiler::Nightly) {
+    if matches!(toolchain.compiler, Compiler::Nightly { .. }) {
         command.arg("-Zbuild-std=core");
     }
     let flags = [

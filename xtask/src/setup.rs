@@ -37,7 +37,10 @@ pub enum Compiler {
         llvm: u32,
     },
     /// A rustup nightly with `rust-src`.
-    Nightly,
+    Nightly {
+        /// Major version of its LLVM.
+        llvm: u32,
+    },
 }
 
 impl Compiler {
@@ -51,7 +54,7 @@ impl Compiler {
                     .env("RUSTC_BOOTSTRAP", "1");
                 command
             }
-            Compiler::Nightly => {
+            Compiler::Nightly { .. } => {
                 let mut command = Command::new("rustup");
                 command
                     .args(["run", "nightly", "cargo"])
@@ -75,14 +78,15 @@ pub struct Toolchain {
 
 /// Finds or installs both toolchains.
 pub fn setup() -> Result<Toolchain> {
-    let compiler = match find_compiler() {
+    let compiler = match packaged() {
         Some(compiler) => compiler,
         None => install_compiler()?,
     };
-    if let Compiler::Packaged { llvm } = compiler {
-        if !Path::new(&format!("/usr/lib/llvm-{llvm}/bin/wasm-ld")).exists() {
-            apt(&[&format!("lld-{llvm}")])?;
-        }
+    // rustup brings its own linker for WASM.
+    if let Compiler::Packaged { llvm } = compiler
+        && !Path::new(&format!("/usr/lib/llvm-{llvm}/bin/wasm-ld")).exists()
+    {
+        apt(&[&format!("lld-{llvm}")])?;
     }
     let bpf_linker = match find_bpf_linker() {
         Some(path) => path,
@@ -94,26 +98,81 @@ pub fn setup() -> Result<Toolchain> {
     })
 }
 
-fn find_compiler() -> Option<Compiler> {
-    if let Some(version) = output(Command::new("/usr/bin/rustc").arg("-vV")) {
-        let sysroot = output(Command::new("/usr/bin/rustc").args(["--print", "sysroot"]))?;
-        let core = Path::new(&sysroot).join("lib/rustlib/bpfel-unknown-none/lib");
-        let sources = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core");
-        let llvm = version.lines().find_map(|line| {
-            line.strip_prefix("LLVM version: ")?
-                .split('.')
-                .next()?
-                .parse()
-                .ok()
-        });
-        if let (Some(llvm), true, true) = (llvm, core.exists(), sources.exists()) {
-            return Some(Compiler::Packaged { llvm });
+/// The distribution's compiler, if it is complete.
+fn packaged() -> Option<Compiler> {
+    let version = output(Command::new("/usr/bin/rustc").arg("-vV"))?;
+    let sysroot = output(Command::new("/usr/bin/rustc").args(["--print", "sysroot"]))?;
+    let core = Path::new(&sysroot).join("lib/rustlib/bpfel-unknown-none/lib");
+    let sources = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core");
+    let llvm = llvm_of(&version)?;
+    (core.exists() && sources.exists()).then_some(Compiler::Packaged { llvm })
+}
+
+/// A rustup nightly, if it has the library's sources.
+fn nightly() -> Option<Compiler> {
+    let rustc = |arguments: &[&str]| {
+        output(
+            Command::new("rustup")
+                .args(["run", "nightly", "rustc"])
+                .args(arguments),
+        )
+    };
+    let sysroot = rustc(&["--print", "sysroot"])?;
+    let sources = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core");
+    let llvm = llvm_of(&rustc(&["-vV"])?)?;
+    sources.exists().then_some(Compiler::Nightly { llvm })
+}
+
+/// The distribution's packages where it has them: they come with the LLVM of the same version, which
+/// bpf-linker needs. A nightly's LLVM is often newer than any that is packaged.
+fn install_compiler() -> Result<Compiler> {
+    if apt_knows(DEBIAN_RUST) {
+        apt(DEBIAN_RUST)?;
+        if let Some(compiler) = packaged() {
+            return Ok(compiler);
         }
     }
-    let sysroot =
-        output(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]))?;
-    let sources = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core");
-    sources.exists().then_some(Compiler::Nightly)
+    if let Some(compiler) = nightly() {
+        return Ok(compiler);
+    }
+    if output(Command::new("rustup").arg("--version")).is_some() {
+        let arguments = [
+            "toolchain",
+            "install",
+            "nightly",
+            "--profile",
+            "minimal",
+            "--component",
+            "rust-src",
+        ];
+        step(
+            "rustup: nightly with rust-src",
+            Command::new("rustup").args(arguments),
+        )?;
+        if let Some(compiler) = nightly() {
+            return Ok(compiler);
+        }
+    }
+    Err(Missing(format!(
+        "no compiler for BPF: neither the packages {} nor a rustup nightly with rust-src are to be had here; \
+         install one of the two, then run ./x setup again",
+        DEBIAN_RUST.join(" ")
+    ))
+    .into())
+}
+
+/// Whether the package lists name all of these; fetches the lists once if not.
+fn apt_knows(packages: &[&str]) -> bool {
+    let known = || output(Command::new("apt-cache").arg("show").args(packages)).is_some();
+    known() || (apt_update().is_ok() && known())
+}
+
+/// Major version of a compiler's LLVM, from `rustc -vV`.
+fn llvm_of(version: &str) -> Option<u32> {
+    let line = version
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    line.split('.').next()?.parse().ok()
 }
 
 fn install_compiler() -> Result<Compiler> {
@@ -130,10 +189,10 @@ fn install_compiler() -> Result<Compiler> {
                 "rust-src",
             ]),
         );
-        match by_rustup {
-            Ok(()) => return Ok(Compiler::Nightly),
-            Err(_) => eprintln!("  rustup could not download; trying the distribution's packages"),
+        if let (Ok(()), Some(compiler)) = (by_rustup, find_compiler()) {
+            return Ok(compiler);
         }
+        eprintln!("  rustup could not download; trying the distribution's packages");
     }
     apt(DEBIAN_RUST)?;
     find_compiler().ok_or_else(|| {
@@ -182,20 +241,20 @@ fn install_bpf_linker(compiler: &Compiler) -> Result<PathBuf> {
             .parent()
             .context("the cargo home has no parent")?,
     );
-    if let Compiler::Packaged { llvm } = compiler {
-        let prefix = format!("/usr/lib/llvm-{llvm}");
-        if !Path::new(&prefix).join("include/llvm-c/Core.h").exists() {
-            apt(&[&format!("llvm-{llvm}-dev")])?;
-        }
-        install
-            .args([
-                "--no-default-features",
-                "--features",
-                &format!("llvm-{llvm}"),
-            ])
-            .env(format!("LLVM_SYS_{llvm}1_PREFIX"), &prefix)
-            .env("LLVM_PREFIX", &prefix);
+    // It reads the compiler's bitcode, so it needs the LLVM of the same version.
+    let (Compiler::Packaged { llvm } | Compiler::Nightly { llvm }) = compiler;
+    let prefix = format!("/usr/lib/llvm-{llvm}");
+    if !Path::new(&prefix).join("include/llvm-c/Core.h").exists() {
+        apt(&[&format!("llvm-{llvm}-dev")])?;
     }
+    install
+        .args([
+            "--no-default-features",
+            "--features",
+            &format!("llvm-{llvm}"),
+        ])
+        .env(format!("LLVM_SYS_{llvm}1_PREFIX"), &prefix)
+        .env("LLVM_PREFIX", &prefix);
     step(&format!("bpf-linker {BPF_LINKER}"), &mut install)?;
     find_bpf_linker().ok_or_else(|| {
         Missing(format!(
@@ -205,40 +264,41 @@ fn install_bpf_linker(compiler: &Compiler) -> Result<PathBuf> {
     })
 }
 
+/// A command as root.
+fn privileged(program: &str) -> Command {
+    if output(Command::new("id").arg("-u")).is_some_and(|uid| uid == "0") {
+        Command::new(program)
+    } else {
+        let mut command = Command::new("sudo");
+        command.arg(program);
+        command
+    }
+}
+
+fn apt_update() -> Result<()> {
+    step(
+        "apt-get update",
+        privileged("apt-get").args(["update", "-qq"]),
+    )
+}
+
 /// Installs packages with apt.
 fn apt(packages: &[&str]) -> Result<()> {
+    let names = packages.join(" ");
     let missing = || {
         Missing(format!(
-            "these packages are missing: {}; install them as root (apt-get install {}), then run ./x setup again",
-            packages.join(" "),
-            packages.join(" ")
+            "these packages are missing: {names}; install them as root (apt-get install {names}), then run ./x setup again"
         ))
     };
     if output(Command::new("apt-get").arg("--version")).is_none() {
         return Err(missing().into());
     }
-    let root = output(Command::new("id").arg("-u")).is_some_and(|uid| uid == "0");
-    let apt = |arguments: &[&str]| {
-        let mut command = if root {
-            Command::new("apt-get")
-        } else {
-            Command::new("sudo")
-        };
-        if !root {
-            command.arg("apt-get");
-        }
-        command
-            .args(arguments)
-            .env("DEBIAN_FRONTEND", "noninteractive");
-        command
-    };
-    step("apt-get update", &mut apt(&["update", "-qq"])).map_err(|_| missing())?;
-    let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
-    arguments.extend(packages);
-    step(
-        &format!("apt-get install {}", packages.join(" ")),
-        &mut apt(&arguments),
-    )
-    .map_err(|_| missing())?;
+    apt_update().map_err(|_| missing())?;
+    let mut install = privileged("apt-get");
+    install
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    step(&format!("apt-get install {names}"), &mut install).map_err(|_| missing())?;
     Ok(())
 }

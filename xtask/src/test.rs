@@ -40,6 +40,15 @@ pub fn test(arguments: &[String], size: Size) -> Result<ExitCode> {
     ])
     .args(arguments);
     live.args(["--", "--nocapture", "--test-threads=1"]);
+    // The live tests need root; cargo itself stays the user.
+    let root = output(Command::new("id").arg("-u")).is_some_and(|uid| uid == "0");
+    if !root && output(Command::new("sudo").arg("--version")).is_some() {
+        let runner = format!(
+            "CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER",
+            std::env::consts::ARCH.to_uppercase()
+        );
+        live.env(runner, "sudo -E");
+    }
     let mut good = true;
     for command in [&mut pure, &mut live] {
         command.env(

@@ -271,7 +271,7 @@ impl Core {
         let own = ask.facts.workload;
         around.lost = self
             .losses
-            .about_others(own, self.now_ns, self.loss_window_ns());
+            .about_others(own, ask.policy, self.now_ns, self.loss_window_ns());
         around.unrecordable = !self.recordable;
     }
 

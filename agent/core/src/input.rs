@@ -68,6 +68,13 @@ pub enum Input {
         /// How many.
         count: u64,
     },
+    /// Records did not reach one policy, whose own queue was full. Others were not concerned.
+    Missed {
+        /// Which policy.
+        policy: String,
+        /// How many records.
+        count: u64,
+    },
     /// The kill switch.
     Disarm(bool),
     /// Whether the audit log can be written.

@@ -1,7 +1,7 @@
 //! Which events were lost lately, and about whom.
 //!
 //! Invariant: losses about a workload do not protect that workload; losses of unknown origin
-//! count as losses about others.
+//! count as losses about others; what one policy missed concerns that policy's requests alone.
 
 use crate::WorkloadId;
 use std::collections::BTreeMap;
@@ -9,48 +9,82 @@ use std::collections::BTreeMap;
 /// Workloads told apart; losses beyond are kept as of unknown origin, which is the careful side.
 const MAX_WORKLOADS: usize = 1_024;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Burst {
     last_ns: u64,
     count: u64,
 }
 
-/// Losses within the window, by workload (`None`: unknown).
+impl Burst {
+    fn add(&mut self, count: u64, now_ns: u64) {
+        self.last_ns = now_ns;
+        self.count = self.count.saturating_add(count);
+    }
+}
+
+/// Losses within the window.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Losses(BTreeMap<Option<WorkloadId>, Burst>);
+pub(crate) struct Losses {
+    /// Before any policy, by workload (`None`: unknown).
+    common: BTreeMap<Option<WorkloadId>, Burst>,
+    /// At one policy's queue, by its name. Bounded by the policies that there are.
+    missed: BTreeMap<String, Burst>,
+}
 
 impl Losses {
     pub(crate) fn note(&mut self, workload: Option<WorkloadId>, count: u64, now_ns: u64) {
         if count == 0 {
             return;
         }
-        let known = self.0.contains_key(&workload) || self.0.len() < MAX_WORKLOADS;
+        let known = self.common.contains_key(&workload) || self.common.len() < MAX_WORKLOADS;
         let whose = if known { workload } else { None };
-        let burst = self.0.entry(whose).or_insert(Burst {
-            last_ns: now_ns,
-            count: 0,
-        });
-        burst.last_ns = now_ns;
-        burst.count = burst.count.saturating_add(count);
+        self.common.entry(whose).or_default().add(count, now_ns);
     }
 
-    /// Records lost about others than `own`, in bursts that are not over for a whole window.
-    pub(crate) fn about_others(&self, own: Option<WorkloadId>, now_ns: u64, window_ns: u64) -> u64 {
-        self.0
+    pub(crate) fn missed(&mut self, policy: String, count: u64, now_ns: u64) {
+        if count > 0 {
+            self.missed.entry(policy).or_default().add(count, now_ns);
+        }
+    }
+
+    /// Records lost about others than `own`, as far as `policy` is concerned, in bursts that are not
+    /// over for a whole window.
+    pub(crate) fn about_others(
+        &self,
+        own: Option<WorkloadId>,
+        policy: &str,
+        now_ns: u64,
+        window_ns: u64,
+    ) -> u64 {
+        let common = self
+            .common
             .iter()
             .filter(|(whose, _)| whose.is_none() || **whose != own)
-            .filter(|(_, burst)| recent(burst, now_ns, window_ns))
-            .fold(0, |sum, (_, burst)| sum.saturating_add(burst.count))
+            .map(|(_, burst)| burst);
+        sum(common.chain(self.missed.get(policy)), now_ns, window_ns)
     }
 
     /// All records lost in bursts that still matter.
     pub(crate) fn total(&self, now_ns: u64, window_ns: u64) -> u64 {
-        self.about_others(None, now_ns, window_ns)
+        sum(
+            self.common.values().chain(self.missed.values()),
+            now_ns,
+            window_ns,
+        )
     }
 
     pub(crate) fn prune(&mut self, now_ns: u64, window_ns: u64) {
-        self.0.retain(|_, burst| recent(burst, now_ns, window_ns));
+        self.common
+            .retain(|_, burst| recent(burst, now_ns, window_ns));
+        self.missed
+            .retain(|_, burst| recent(burst, now_ns, window_ns));
     }
+}
+
+fn sum<'a>(bursts: impl Iterator<Item = &'a Burst>, now_ns: u64, window_ns: u64) -> u64 {
+    bursts
+        .filter(|burst| recent(burst, now_ns, window_ns))
+        .fold(0, |sum, burst| sum.saturating_add(burst.count))
 }
 
 fn recent(burst: &Burst, now_ns: u64, window_ns: u64) -> bool {
@@ -66,13 +100,24 @@ mod tests {
         let (own, other) = (Some(WorkloadId(1)), Some(WorkloadId(2)));
         let mut losses = Losses::default();
         losses.note(own, 1_000, 0);
-        assert_eq!(losses.about_others(own, 1, 10), 0);
-        assert_eq!(losses.about_others(other, 1, 10), 1_000);
-        assert_eq!(losses.about_others(None, 1, 10), 1_000);
+        assert_eq!(losses.about_others(own, "p", 1, 10), 0);
+        assert_eq!(losses.about_others(other, "p", 1, 10), 1_000);
+        assert_eq!(losses.about_others(None, "p", 1, 10), 1_000);
         losses.note(None, 5, 4);
-        assert_eq!(losses.about_others(own, 13, 10), 5);
-        assert_eq!(losses.about_others(None, 13, 10), 5);
-        assert_eq!(losses.about_others(own, 14, 10), 0);
+        assert_eq!(losses.about_others(own, "p", 13, 10), 5);
+        assert_eq!(losses.about_others(None, "p", 13, 10), 5);
+        assert_eq!(losses.about_others(own, "p", 14, 10), 0);
+    }
+
+    #[test]
+    fn what_one_policy_missed_concerns_nobody_else() {
+        let mut losses = Losses::default();
+        losses.missed("slow".into(), 7, 0);
+        assert_eq!(losses.about_others(None, "slow", 1, 10), 7);
+        assert_eq!(losses.about_others(None, "other", 1, 10), 0);
+        assert_eq!(losses.total(1, 10), 7);
+        losses.prune(10, 10);
+        assert!(losses.missed.is_empty());
     }
 
     #[test]
@@ -81,10 +126,13 @@ mod tests {
         for number in 0..2 * MAX_WORKLOADS as u64 {
             losses.note(Some(WorkloadId(number)), 1, 0);
         }
-        assert_eq!(losses.0.len(), MAX_WORKLOADS + 1);
+        assert_eq!(losses.common.len(), MAX_WORKLOADS + 1);
         let late = Some(WorkloadId(2 * MAX_WORKLOADS as u64 - 1));
-        assert_eq!(losses.about_others(late, 0, 1), 2 * MAX_WORKLOADS as u64);
+        assert_eq!(
+            losses.about_others(late, "p", 0, 1),
+            2 * MAX_WORKLOADS as u64
+        );
         losses.prune(1, 1);
-        assert!(losses.0.is_empty());
+        assert!(losses.common.is_empty());
     }
 }

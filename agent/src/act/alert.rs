@@ -61,14 +61,14 @@ pub struct AlertCounts {
 /// One alert.
 #[derive(Clone, Debug, Serialize)]
 pub struct Alert<'a> {
-    /// Number of the effect.
-    pub effect: EffectId,
-    /// Number of the decision.
-    pub decision: u64,
+    /// Number of the effect; `None` if no request led to it.
+    pub effect: Option<EffectId>,
+    /// Number of the decision; likewise.
+    pub decision: Option<u64>,
     /// Who says so.
     pub policy: &'a str,
-    /// About whom.
-    pub target: Target,
+    /// About whom; `None` if it is about the policy itself.
+    pub target: Option<Target>,
     /// The cgroup's path, where known.
     pub cgroup: Option<&'a str>,
     /// How urgent.

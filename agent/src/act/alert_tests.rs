@@ -6,10 +6,10 @@ use std::net::TcpListener;
 
 fn alert(reason: &str) -> Alert<'_> {
     Alert {
-        effect: EffectId(1),
-        decision: 2,
+        effect: Some(EffectId(1)),
+        decision: Some(2),
         policy: "gpu-contention",
-        target: Target::Workload(WorkloadId(7)),
+        target: Some(Target::Workload(WorkloadId(7))),
         cgroup: Some("/ml/a"),
         severity: Severity::Warning,
         reason,

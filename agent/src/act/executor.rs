@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - The journal has the containment before the cgroup has it; if the journal cannot be written,
-//!   nothing is done ("no lease without an undo").
+//!   nothing is done ("no lease without an undo"). That holds for the freeze within a kill, too; a
+//!   kill that cannot be journalled goes without it.
 //! - It never loosens: where somebody else's value is at least as strict as the one asked for, that
 //!   value stays, the outcome says so, and there is nothing to undo.
 //! - A second act under a lease keeps the first original value. If somebody else changed the value in
@@ -20,7 +21,9 @@ use super::journal::{Entry, Journal};
 use super::restore::{is_final, is_ours, outcome_of, restore};
 use super::signal;
 use crate::identity::layout::{Flavour, Layout};
-use palisade_core::{ActOutcome, Action, Effect, Knob, Lease, LeaseId, Target, WorkloadId};
+use palisade_core::{
+    ActOutcome, Action, Effect, Knob, Lease, LeaseId, Severity, Target, WorkloadId,
+};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -101,6 +104,20 @@ impl Executor {
         self.alerts.counts()
     }
 
+    /// Raises an alert that no request led to: a policy was refused or ejected.
+    pub fn tell(&mut self, policy: &str, severity: Severity, text: &str) -> ActOutcome {
+        self.alerts.raise(&Alert {
+            effect: None,
+            decision: None,
+            policy,
+            target: None,
+            cgroup: None,
+            severity,
+            reason: text,
+            evidence: &[],
+        })
+    }
+
     /// Carries out one effect and says what was observed. `None` for those that change nothing
     /// on the host (`Record`, `Renew`; the latter goes into the journal).
     pub fn perform(&mut self, effect: &Effect) -> Option<ActOutcome> {
@@ -123,16 +140,17 @@ impl Executor {
                 reason,
                 evidence,
             } => Some(self.alerts.raise(&Alert {
-                effect: *id,
-                decision: *decision,
+                effect: Some(*id),
+                decision: Some(*decision),
                 policy,
-                target: *target,
+                target: Some(*target),
                 cgroup: cgroup.as_deref(),
                 severity: *severity,
                 reason,
                 evidence,
             })),
             Effect::Act {
+                policy,
                 target,
                 workload,
                 cgroup,
@@ -148,7 +166,7 @@ impl Executor {
                 }
                 (Action::Freeze, Some(lease)) => self.contain(lease, Knob::Freeze, 1),
                 (Action::Terminate, _) => self.terminate(*target, *workload),
-                (Action::Kill, _) => self.kill(*workload, cgroup.as_deref()),
+                (Action::Kill, _) => self.kill(policy, *workload, cgroup.as_deref()),
                 (Action::CpuQuota(_) | Action::CpuWeight(_) | Action::Freeze, None) => {
                     failed("a containment needs a lease")
                 }
@@ -159,10 +177,8 @@ impl Executor {
     }
 
     fn contain(&mut self, lease: &Lease, knob: Knob, value: u32) -> ActOutcome {
-        match self.try_contain(lease, knob, value) {
-            Ok(outcome) => outcome,
-            Err(error) => outcome_of(error),
-        }
+        self.try_contain(lease, knob, value)
+            .unwrap_or_else(outcome_of)
     }
 
     fn try_contain(
@@ -201,13 +217,8 @@ impl Executor {
             return Ok(ActOutcome::InDriverCall);
         }
         let entry = Entry {
-            lease: lease.clone(),
-            dir: handle.dir.path().to_owned(),
-            inode: handle.dir.inode(),
-            version: handle.version,
-            original: plan.original.to_string(),
-            set: plan.set.to_string(),
             before: plan.ours.then(|| current.to_string()),
+            ..entry(lease, &handle, plan.original, plan.set)
         };
         if let Err(error) = self.journal.intent(entry) {
             return Ok(failed(&format!("not done, because {error}")));
@@ -350,18 +361,29 @@ impl Executor {
         }
     }
 
-    fn kill(&self, workload: Option<WorkloadId>, cgroup: Option<&str>) -> ActOutcome {
+    fn kill(
+        &mut self,
+        policy: &str,
+        workload: Option<WorkloadId>,
+        cgroup: Option<&str>,
+    ) -> ActOutcome {
         let (Some(workload), Some(cgroup)) = (workload, cgroup) else {
             return failed("a kill needs the workload's cgroup");
         };
+        let wait = self.options.kill_wait;
+        let freeze = signal::freeze_of_kill(policy, workload, cgroup, wait);
         let result = self.pin(workload, cgroup).and_then(|dir| {
             let freezer = freezer_of(&self.layout, &dir, cgroup);
-            signal::kill(&self.layout, &dir, cgroup, freezer, self.options.kill_wait)
+            signal::kill(&self.layout, &dir, cgroup, freezer, wait, |freezer| {
+                journal_freeze(&mut self.journal, &freeze, freezer)
+            })
         });
-        match result {
-            Ok(outcome) => outcome,
-            Err(error) => outcome_of(error),
+        let thawed = self.undo(&freeze, "the kill is over");
+        if !is_final(&thawed) {
+            // The intent stays in the journal: the keeper or the next start thaws it.
+            tracing::error!(?thawed, cgroup, "not thawed after a kill");
         }
+        result.unwrap_or_else(outcome_of)
     }
 }
 
@@ -390,6 +412,31 @@ fn plan(entry: Option<&Entry>, knob: Knob, current: Setting, asked: Setting) -> 
         set,
         ours: entry.is_some(),
     })
+}
+
+/// `false` if the freeze would have no undo.
+fn journal_freeze(journal: &mut Journal, lease: &Lease, freezer: &KnobHandle) -> bool {
+    let written = freezer
+        .read()
+        .map_err(|error| error.to_string())
+        .map(|original| entry(lease, freezer, original, Setting::Frozen(true)))
+        .and_then(|entry| journal.intent(entry).map_err(|error| error.to_string()));
+    if let Err(error) = &written {
+        tracing::warn!(%error, cgroup = lease.cgroup, "killed without being frozen first");
+    }
+    written.is_ok()
+}
+
+fn entry(lease: &Lease, handle: &KnobHandle, original: Setting, set: Setting) -> Entry {
+    Entry {
+        lease: lease.clone(),
+        dir: handle.dir.path().to_owned(),
+        inode: handle.dir.inode(),
+        version: handle.version,
+        original: original.to_string(),
+        set: set.to_string(),
+        before: None,
+    }
 }
 
 fn failed(error: &str) -> ActOutcome {

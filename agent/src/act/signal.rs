@@ -4,10 +4,12 @@
 //! - The pidfd is opened first; then start time and cgroup are compared; then the signal goes to
 //!   the pidfd. A pid that was reused in between fails the comparison or the send.
 //! - PID 1, this process and its ancestors are never signalled, whatever the caller says.
+//! - A kill freezes nothing before its caller, who keeps the undo, has agreed.
 
 use super::cgroup::{CgroupDir, CgroupError, KnobHandle, Setting, Version, is_within, v2};
+use super::now_ns;
 use crate::identity::layout::Layout;
-use palisade_core::{ActOutcome, Knob, ProcessId, WorkloadId};
+use palisade_core::{ActOutcome, Knob, Lease, LeaseId, ProcessId, WorkloadId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -104,12 +106,15 @@ fn try_terminate(
 /// SIGKILL to every process of a workload and below it, and waits up to `wait` until it is empty.
 /// `freezer` is the cgroup that holds exactly the workload, where there is one: on v2 its
 /// `cgroup.kill` also reaches processes that fork meanwhile, on v1 it stops the forking.
+/// `before_freeze` is called at most once, ahead of the first freeze; its `false` means that the
+/// workload is killed without being frozen.
 pub fn kill(
     layout: &Layout,
     workload: &CgroupDir,
     cgroup: &str,
     freezer: Result<(Version, CgroupDir), CgroupError>,
     wait: Duration,
+    before_freeze: impl FnOnce(&KnobHandle) -> bool,
 ) -> Result<ActOutcome, CgroupError> {
     if workload.is_root() || cgroup == "/" {
         return Err(CgroupError::Refused(
@@ -161,10 +166,11 @@ pub fn kill(
         version,
         knob: Knob::Freeze,
     });
+    let freeze = freezer.as_ref().is_some_and(before_freeze);
     let mut round = 0u32;
     while start.elapsed() < wait {
         round += 1;
-        if let Some(freezer) = &freezer {
+        if let Some(freezer) = freezer.as_ref().filter(|_| freeze) {
             // Only to stop it from forking; a workload that does not freeze is killed all the same.
             let _ = freezer.set(&Setting::Frozen(true), FREEZE_FIRST.min(wait));
         }
@@ -185,6 +191,21 @@ pub fn kill(
         }
     }
     Err(still_there(workload, "SIGKILL by pidfd", wait))
+}
+
+/// The lease of the freeze within a kill, which ends with the kill. The core does not know it: a
+/// later moment than the one that the core counts its leases from is a number of its own.
+pub fn freeze_of_kill(policy: &str, workload: WorkloadId, cgroup: &str, wait: Duration) -> Lease {
+    let now_ns = now_ns();
+    Lease {
+        id: LeaseId(now_ns),
+        workload,
+        cgroup: cgroup.to_owned(),
+        knob: Knob::Freeze,
+        value: 1,
+        owners: vec![policy.to_owned()],
+        until_ns: now_ns.saturating_add(wait.as_nanos() as u64),
+    }
 }
 
 fn still_there(workload: &CgroupDir, how: &str, wait: Duration) -> CgroupError {

@@ -24,7 +24,7 @@ pub struct LeasesArgs {
 
 #[derive(Debug, Subcommand)]
 enum LeasesCommand {
-    /// What the running agent holds.
+    /// What is held: by the running agent, or by one that died.
     List {
         /// As JSON.
         #[arg(long)]
@@ -46,7 +46,7 @@ pub struct KeeperArgs {
 pub(super) fn run(args: &LeasesArgs, paths: &Paths) -> Result<u8> {
     match &args.command {
         LeasesCommand::List { json } => {
-            let leases = paths.call(&Request::Leases)?;
+            let leases = held(paths)?;
             if *json {
                 println!("{leases}");
             } else {
@@ -56,6 +56,26 @@ pub(super) fn run(args: &LeasesArgs, paths: &Paths) -> Result<u8> {
         }
         LeasesCommand::Release { lease } => release(*lease, paths),
     }
+}
+
+/// From the running agent, else from the journal that the last one left.
+fn held(paths: &Paths) -> Result<serde_json::Value> {
+    let folders = paths.resolve()?;
+    let Ok(_lock) = control::lock(&folders.run_dir) else {
+        return paths.call(&Request::Leases);
+    };
+    let dir = folders.leases_dir();
+    let (_, recovered) = act::Journal::open(&dir)
+        .with_context(|| format!("cannot read the lease journal in {}", dir.display()))?;
+    if !recovered.orphans.is_empty() {
+        eprintln!("palisade: no agent is running; to put everything back: palisade leases release");
+    }
+    let leases: Vec<_> = recovered
+        .orphans
+        .into_iter()
+        .map(|entry| entry.lease)
+        .collect();
+    Ok(serde_json::to_value(leases)?)
 }
 
 fn release(lease: Option<u64>, paths: &Paths) -> Result<u8> {

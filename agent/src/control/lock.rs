@@ -23,7 +23,7 @@ pub struct AgentLock {
 pub enum LockError {
     /// Another agent runs.
     #[error(
-        "another agent is already running{} (it holds {}); stop it first, or use another run-dir",
+        "another agent is already running{} (it holds {}); stop it first",
         pid.map(|pid| format!(", pid {pid}")).unwrap_or_default(), path.display()
     )]
     Held {

@@ -2,11 +2,16 @@
 //!
 //! Invariant: questions are answered from snapshots or by messages to the core thread; nothing here decides.
 
+use super::watch::Alarm;
 use super::{Message, Shared};
+use crate::audit::Entry;
 use crate::config::Config;
 use crate::control::{ErrorCode, Handler, Request, Response, Server};
+use crate::identity::{ScopeRoots, layout::Layout};
 use crate::policy::LoadError;
+use crate::sensors::Scope;
 use anyhow::{Context, Result};
+use palisade_core::WorkloadId;
 use serde_json::{Value, json};
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +19,8 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
+/// How often the watched cgroups are looked for.
+const ROOTS_EVERY: Duration = Duration::from_secs(1);
 /// How long the core thread may take to answer.
 const CORE_PATIENCE: Duration = Duration::from_secs(4);
 
@@ -30,7 +37,8 @@ pub(super) fn serve(
     config: &Config,
     shared: &Shared,
     messages: &Sender<Message>,
-    ended: &Notify,
+    alarm: &Alarm,
+    layout: &Layout,
 ) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -57,8 +65,9 @@ pub(super) fn serve(
         let why = tokio::select! {
             _ = term.recv() => "SIGTERM",
             _ = int.recv() => "SIGINT",
+            () = follow_roots(config, shared, layout) => "the watch over the roots ended",
             () = stop.notified() => "stopped over the control socket",
-            () = ended.notified() => "fault: the sensors stopped",
+            thread = alarm.rung() => anyhow::bail!("the thread '{thread}' ended; the log above says why"),
             result = &mut server => {
                 result.context("the control socket failed")?;
                 "fault: the control socket ended"
@@ -67,6 +76,47 @@ pub(super) fn serve(
         let _ = closing.send(());
         Ok(why.to_owned())
     })
+}
+
+/// Watched cgroups come and go with their services, each time with another id: looks once a second
+/// and tells the sensors. Never ends.
+async fn follow_roots(config: &Config, shared: &Shared, layout: &Layout) {
+    let ScopeRoots::Below(roots) = &config.watch.scope else {
+        return std::future::pending().await;
+    };
+    let look = || -> Vec<Option<WorkloadId>> {
+        roots
+            .iter()
+            .map(|root| layout.workload_id(root).ok())
+            .collect()
+    };
+    let mut known = look();
+    let mut timer = tokio::time::interval(ROOTS_EVERY);
+    loop {
+        timer.tick().await;
+        let now = look();
+        if now == known {
+            continue;
+        }
+        for ((root, before), after) in roots.iter().zip(&known).zip(&now) {
+            let text = match (before, after) {
+                (before, after) if before == after => continue,
+                (_, None) => format!(
+                    "the watched cgroup {root} is gone; it is watched again when it comes back"
+                ),
+                (_, Some(id)) => format!(
+                    "the watched cgroup {root} is there anew, as workload {}",
+                    id.0
+                ),
+            };
+            tracing::warn!("{text}");
+            shared.audit.append(Entry::Note { text });
+        }
+        if let Some(sensors) = shared.sensors.get() {
+            sensors.set_scope(Scope::Cgroups(now.iter().flatten().copied().collect()));
+        }
+        known = now;
+    }
 }
 
 impl Handler for Desk {

@@ -5,11 +5,12 @@
 //! back as an outcome. It holds no rule of its own: what to grant is the core's.
 
 use super::Shared;
-use crate::audit::{Entry, Identity, PolicyChange};
+use super::act_thread::Job;
+use crate::audit::{Entry, Identity};
 use crate::policy::PolicyEvent;
 use palisade_core::{
-    ActOutcome, Core, Decision, Effect, Grant, Input, PolicyOutput, PolicyRef, Reason, Request,
-    Target, Verdict, WorkloadId,
+    ActOutcome, Core, Decision, Effect, Grant, Input, PolicyRef, Reason, Target, Verdict,
+    WorkloadId,
 };
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
@@ -17,7 +18,8 @@ use std::time::Duration;
 
 /// Longest sleep of the core thread, so that the audit log's health is looked at.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// How long a stop waits for the leases to be undone. The keeper takes over after that.
+/// How long a stop waits for the leases to be undone. What is held then is left to the keeper, which
+/// is not dismissed while anything is held.
 const STOP_PATIENCE_NS: u64 = 5_000_000_000;
 
 /// What the core thread can be told.
@@ -46,10 +48,10 @@ pub(super) enum Message {
 /// The core thread's state.
 pub(super) struct Judge {
     core: Core,
-    shared: Shared,
-    grants: BTreeMap<String, Grant>,
-    running: BTreeMap<String, PolicyRef>,
-    act: Sender<Effect>,
+    pub(super) shared: Shared,
+    pub(super) grants: BTreeMap<String, Grant>,
+    pub(super) running: BTreeMap<String, PolicyRef>,
+    act: Sender<Job>,
     recordable: bool,
     decisions: u64,
     /// Effects that were held back because their intent could not be recorded.
@@ -61,7 +63,7 @@ impl Judge {
         core: Core,
         shared: Shared,
         grants: BTreeMap<String, Grant>,
-        act: Sender<Effect>,
+        act: Sender<Job>,
     ) -> Self {
         Self {
             core,
@@ -105,6 +107,14 @@ impl Judge {
                 Ok(message) => self.hear(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let dropped = self.shared.intake.dropped();
+            if dropped > 0 {
+                let text = format!(
+                    "{dropped} output(s) of policies were dropped: the core could not keep up"
+                );
+                tracing::error!("{text}");
+                self.shared.audit.append(Entry::Note { text });
             }
             let healthy = self.shared.audit.healthy();
             if healthy != self.recordable {
@@ -159,7 +169,12 @@ impl Judge {
                     text: text.to_owned(),
                 });
                 self.step(Input::Disarm(on));
-                let _ = reply.try_send(text.to_owned());
+                // Said only once it is certain to outlast the agent.
+                let answer = match self.shared.marker.set(on) {
+                    Ok(()) => text.to_owned(),
+                    Err(error) => format!("{text}; it will be forgotten at a restart: {error}"),
+                };
+                let _ = reply.try_send(answer);
             }
             Message::Release(lease, reply) => {
                 let held = self
@@ -182,171 +197,24 @@ impl Judge {
         }
     }
 
-    fn policy(&mut self, event: PolicyEvent) {
-        match event {
-            PolicyEvent::Output {
-                policy,
-                batch,
-                requests,
-                ..
-            } => {
-                let requests = requests
-                    .into_iter()
-                    .map(|request: Request| {
-                        let facts = self
-                            .shared
-                            .tables
-                            .facts(&request.target, &self.shared.scope);
-                        (request, facts)
-                    })
-                    .collect();
-                self.step(Input::Requests(PolicyOutput {
-                    policy,
-                    batch,
-                    requests,
-                }));
-            }
-            PolicyEvent::Loaded {
-                policy,
-                previous,
-                state,
-                after_batch,
-            } => {
-                let what = if previous.is_some() {
-                    PolicyChange::Reloaded
-                } else {
-                    PolicyChange::Loaded
-                };
-                let detail = format!("state {}, after batch {after_batch}", word(state));
-                self.changed(what, policy.clone(), detail);
-                self.running.insert(policy.name.clone(), policy);
-                self.policies();
-            }
-            PolicyEvent::RolledBack {
-                policy,
-                failed,
-                reason,
-                from_seq,
-                to_seq,
-            } => {
-                let missed = to_seq
-                    .saturating_sub(from_seq)
-                    .saturating_add(u64::from(to_seq >= from_seq));
-                let detail = format!(
-                    "generation {} crashed in its probation: {reason}; {missed} batch(es) not seen",
-                    failed.generation
-                );
-                self.changed(PolicyChange::RolledBack, policy.clone(), detail);
-                self.running.insert(policy.name.clone(), policy);
-                self.policies();
-            }
-            PolicyEvent::Rejected { name, error } => {
-                tracing::error!(policy = %name, "policy refused, the old one goes on: {error}");
-                let policy = PolicyRef {
-                    name,
-                    version: String::new(),
-                    sha256: String::new(),
-                    generation: 0,
-                };
-                self.changed(PolicyChange::Rejected, policy, error);
-            }
-            PolicyEvent::Unloaded { policy } => {
-                self.running.remove(&policy.name);
-                self.changed(PolicyChange::Unloaded, policy, String::new());
-                self.policies();
-            }
-            PolicyEvent::Strike {
-                policy,
-                kind,
-                detail,
-                batch,
-            } => {
-                self.changed(
-                    PolicyChange::Strike,
-                    policy,
-                    format!("{}: {detail} (batch {batch})", word(kind)),
-                );
-            }
-            PolicyEvent::Restarted {
-                policy,
-                state,
-                from_seq,
-                to_seq,
-            } => {
-                let detail = format!(
-                    "state {}; it does not know of batches {from_seq} to {to_seq}",
-                    word(state)
-                );
-                self.changed(PolicyChange::Restarted, policy, detail);
-            }
-            PolicyEvent::Ejected {
-                policy,
-                reason,
-                batch,
-            } => {
-                tracing::error!(policy = %policy.name, "policy ejected: {reason}; fix its file, or run: palisade policy reload {}", policy.name);
-                self.running.remove(&policy.name);
-                self.changed(
-                    PolicyChange::Ejected,
-                    policy,
-                    format!("{reason} (batch {batch})"),
-                );
-                self.policies();
-            }
-            PolicyEvent::Log {
-                policy,
-                level,
-                message,
-                suppressed,
-            } => {
-                tracing::info!(policy = %policy.name, ?level, suppressed, "{message}");
-            }
-            PolicyEvent::Lost {
-                policy,
-                records,
-                batch,
-            } => {
-                tracing::warn!(policy = %policy.name, records, batch, "policy queue full: records lost");
-                self.shared.audit.append(Entry::Loss {
-                    source: "policy-queue".to_owned(),
-                    count: records,
-                    policy: Some(policy.name),
-                    workload: None,
-                });
-                self.step(Input::Lost {
-                    workload: None,
-                    count: records,
-                });
-            }
-        }
-    }
-
-    fn changed(&self, what: PolicyChange, policy: PolicyRef, detail: String) {
-        self.shared.audit.append(Entry::Policy {
-            what,
-            policy,
-            detail,
-        });
-    }
-
-    /// Tells the core who runs, and the sensors what is subscribed to.
-    fn policies(&mut self) {
-        let policies = self
-            .running
-            .values()
-            .filter_map(|policy| Some((policy.clone(), self.grants.get(&policy.name)?.clone())))
-            .collect();
-        self.step(Input::Policies(policies));
-        self.shared.subscribe();
-    }
-
-    fn step(&mut self, input: Input) {
+    pub(super) fn step(&mut self, input: Input) {
         for effect in self.core.step(crate::act::now_ns(), input) {
             self.carry_out(effect);
         }
         // Only now, so that the effects of one step keep their order.
         for (effect, outcome) in std::mem::take(&mut self.not_done) {
             self.hear(Message::Outcome(Box::new(effect), outcome));
+        }
+    }
+
+    /// Tells people about something that no policy asked for.
+    pub(super) fn alarm(&self, policy: &str, text: String) {
+        let tell = Job::Tell {
+            policy: policy.to_owned(),
+            text,
+        };
+        if self.act.send(tell).is_err() {
+            tracing::error!("the act thread has ended: an alert was not sent");
         }
     }
 
@@ -375,7 +243,7 @@ impl Judge {
                 self.shared.audit.append(entry);
             }
         }
-        if self.act.send(effect).is_err() {
+        if self.act.send(Job::Effect(effect)).is_err() {
             tracing::error!("the act thread has ended; the keeper undoes what is in force");
         }
     }
@@ -423,14 +291,6 @@ fn tell(decision: &Decision) {
             tracing::info!(policy = %name, %action, ?gate, "refused: {reason}")
         }
     }
-}
-
-/// A unit variant's name, as JSON has it.
-fn word(value: impl serde::Serialize) -> String {
-    serde_json::to_value(value)
-        .ok()
-        .and_then(|value| Some(value.as_str()?.to_owned()))
-        .unwrap_or_default()
 }
 
 fn effect_id(effect: &Effect) -> Option<palisade_core::EffectId> {

@@ -6,18 +6,20 @@
 
 mod act_thread;
 mod answer;
+mod events;
 mod judge;
 mod lookup;
 pub mod options;
 mod sink;
+mod watch;
 
 use crate::act::{self, Executor, ExecutorOptions, Journal, Keeper};
-use crate::audit::{self, Audit, Entry};
+use crate::audit::{self, Audit, AuditError, Entry};
 use crate::cli::exit::{self, coded};
 use crate::config::Config;
-use crate::control;
+use crate::control::{self, LockError};
 use crate::identity::{self, ScopeRoots, Tables, layout::Layout};
-use crate::policy::{Engine, EngineOptions, Events};
+use crate::policy::{Engine, EngineOptions, Events, PolicyEvent};
 use crate::sensors::{InFlightView, SensorHandle, Sensors};
 use anyhow::{Context, Result};
 use judge::{Judge, Message};
@@ -26,6 +28,7 @@ use palisade_core::Core;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
+use watch::{Alarm, Intake, Marker};
 
 /// What `palisade run` adds to the configuration.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) protected: Arc<OnceLock<Vec<String>>>,
     pub(crate) engine: Arc<OnceLock<Engine>>,
     pub(crate) sensors: Arc<OnceLock<SensorHandle>>,
+    pub(crate) marker: Marker,
+    pub(crate) intake: Intake,
     in_flight: Arc<OnceLock<InFlightView>>,
 }
 
@@ -71,12 +76,21 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
     })?;
     let layout = Layout::detect()
         .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
-    let _lock = control::lock(&config.paths.run_dir).map_err(|error| coded(exit::AGENT, error))?;
+    let _lock = control::lock(&config.paths.run_dir).map_err(|error| match error {
+        LockError::Held { .. } => coded(exit::AGENT, error),
+        LockError::Io { .. } => coded(exit::KERNEL, error),
+    })?;
     let leases_dir = config.paths.leases_dir();
     let (journal, recovered) = Journal::open(&leases_dir)?;
     // A process of its own, started while this one still has a single thread.
     let keeper = Keeper::spawn(&journal).context("cannot start the keeper")?;
-    let (audit, _) = audit::open(&config.paths.audit_dir(), audit::Options::default())?;
+    let (audit, _) =
+        audit::open(&config.paths.audit_dir(), audit::Options::default()).map_err(|error| {
+            match error {
+                AuditError::Locked { .. } => coded(exit::AGENT, error),
+                other => other.into(),
+            }
+        })?;
     tell_of_the_past(&audit, &leases_dir, &recovered);
 
     let tables = Tables::new(
@@ -96,7 +110,10 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
         sensors: Arc::default(),
         in_flight: Arc::default(),
         protected: Arc::default(),
+        marker: Marker::in_folder(&config.paths.state_dir),
+        intake: Intake::default(),
     };
+    let alarm = Alarm::default();
     let protect = options::protect_list(config).map_err(|error| coded(exit::CONFIG, error))?;
     let _ = shared.protected.set(protect.rules());
     let (messages, inbox) = mpsc::channel();
@@ -104,8 +121,10 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
     let executor = Executor::new(layout.clone(), journal, executor_options(config, &shared));
     let act = {
         let messages = messages.clone();
+        let guard = alarm.guard("act");
         named("act", move || {
-            act_thread::run(executor, keeper, &act_inbox, &messages)
+            let _guard = guard;
+            act_thread::run(executor, keeper, &act_inbox, &messages);
         })?
     };
     let grants = config
@@ -113,8 +132,16 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
         .iter()
         .map(|policy| (policy.name.clone(), policy.grant.clone()))
         .collect();
+    let mut core_config = config.core.clone();
+    if shared.marker.is_set() {
+        core_config.disarmed = true;
+        tracing::warn!("still disarmed since an earlier run; to act again: palisade arm");
+        audit.append(Entry::Note {
+            text: "started disarmed: the kill switch was left on".to_owned(),
+        });
+    }
     let judge = Judge::new(
-        Core::new(config.core.clone(), protect, act::now_ns()),
+        Core::new(core_config, protect, act::now_ns()),
         shared.clone(),
         grants,
         effects,
@@ -126,10 +153,14 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
             .rev()
             .map(|entry| entry.lease)
             .collect();
-        named("core", move || judge.run(orphans, &inbox))?
+        let guard = alarm.guard("core");
+        named("core", move || {
+            let _guard = guard;
+            judge.run(orphans, &inbox);
+        })?
     };
 
-    let result = guard(config, options, object, &layout, &shared, &messages);
+    let result = guard(config, options, object, &layout, &shared, &messages, &alarm);
     let why = match &result {
         Ok(why) => why.clone(),
         Err(error) => format!("fault: {error:#}"),
@@ -153,14 +184,18 @@ fn guard(
     layout: &Layout,
     shared: &Shared,
     messages: &mpsc::Sender<Message>,
+    alarm: &Alarm,
 ) -> Result<String> {
     let lookup = Arc::new(lookup::TableLookup(shared.tables.clone()));
     let events = messages.clone();
+    let intake = shared.intake.clone();
     let engine = Engine::new(
         EngineOptions::default(),
         lookup,
         Events::new(move |event| {
-            let _ = events.send(Message::Policy(event));
+            if !matches!(event, PolicyEvent::Output { .. }) || intake.offer() {
+                let _ = events.send(Message::Policy(event));
+            }
         }),
     )
     .map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
@@ -211,13 +246,12 @@ fn guard(
         .transpose()?;
     let mut sink =
         sink::AgentSink::new(publisher, shared.tables.clone(), messages.clone(), recorder);
-    let ended = Arc::new(tokio::sync::Notify::new());
     let thread = named("sensors", {
-        let ended = Arc::clone(&ended);
+        let guard = alarm.guard("sensors");
         move || {
+            let _guard = guard;
             if let Err(error) = sensors.run(&mut sink) {
                 tracing::error!("the sensors stopped: {error}");
-                ended.notify_one();
             }
             sink.finish();
         }
@@ -226,7 +260,7 @@ fn guard(
         policies = config.policies.len(),
         "guarding; to look: palisade status; to stop: SIGTERM"
     );
-    let served = answer::serve(config, shared, messages, &ended);
+    let served = answer::serve(config, shared, messages, alarm, layout);
     handle.stop();
     let _ = thread.join();
     served

@@ -13,10 +13,18 @@ use palisade_core::{ProtectError, ProtectList};
 /// What may never be acted on: the built-in list, the agent and its ancestors, and the operator's.
 pub fn protect_list(config: &Config) -> Result<ProtectList, ProtectError> {
     let exe = std::env::current_exe().ok();
-    let mut list = ProtectList::new(
+    let own = ProtectList::new(
         &ancestors(std::process::id()),
         exe.as_deref().and_then(|exe| exe.to_str()),
     );
+    with_operators_rules(own, config)
+}
+
+/// A list with what the operator protects added to it.
+pub fn with_operators_rules(
+    mut list: ProtectList,
+    config: &Config,
+) -> Result<ProtectList, ProtectError> {
     for exe in &config.protect.exe {
         list.add_exe(exe)?;
     }

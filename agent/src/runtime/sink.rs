@@ -10,7 +10,7 @@ use crate::policy::Publisher;
 use crate::recording::{Identity, Writer};
 use crate::sensors::Sink;
 use anyhow::{Context, Result};
-use palisade_abi::{FileKey, LOSS_SOURCES, Lost, ModelFile};
+use palisade_abi::{FileKey, LOSS_SOURCES, Lost, ModelFile, kind};
 use palisade_core::{ProcessId, WorkloadId};
 use std::collections::HashSet;
 use std::path::Path;
@@ -89,7 +89,8 @@ pub(super) struct Recorder {
 
 #[derive(PartialEq, Eq, Hash)]
 enum Key {
-    Process(ProcessId),
+    /// With its workload: it is written again when it has moved.
+    Process(ProcessId, WorkloadId),
     Workload(WorkloadId),
     File(u32, u64),
 }
@@ -122,7 +123,12 @@ impl Recorder {
                 pid: header.pid,
                 start_ns: header.start_ns,
             };
-            if let Some(info) = self.news(Key::Process(process), || tables.process(process)) {
+            let workload = WorkloadId(header.workload);
+            if header.kind == kind::EXEC {
+                self.written.remove(&Key::Process(process, workload));
+            }
+            let key = Key::Process(process, workload);
+            if let Some(info) = self.news(key, || tables.process(process)) {
                 self.writer.identity(&Identity::Process {
                     process,
                     parent: info.parent.map_or(0, |parent| parent.pid),
@@ -131,7 +137,6 @@ impl Recorder {
                     workload: info.workload,
                 })?;
             }
-            let workload = WorkloadId(header.workload);
             if let Some(info) = self.news(Key::Workload(workload), || tables.workload(workload)) {
                 self.writer.identity(&Identity::Workload {
                     workload,

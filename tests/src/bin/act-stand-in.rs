@@ -1,18 +1,20 @@
 //! A stand-in for the agent in `act_live`: holds one quota lease and waits to be killed.
 //!
 //! `act-stand-in keeper DIR RUN` is the keeper; `act-stand-in agent DIR CGROUP PERMILLE
-//! DEADLINE_MS keeper|churn` takes the lease (DEADLINE_MS from now, may be negative), prints
+//! DEADLINE_MS keeper|churn|kill` takes the lease (DEADLINE_MS from now, may be negative), prints
 //! `held PID-OF-KEEPER` and obeys lines on its standard input: `stop` (a clean stop that leaves
 //! the lease in force), `keeper` (start the keeper again if it is gone; prints its pid). With `churn`
 //! it has a keeper too, but obeys nothing: it takes, tightens and undoes leases until it is killed.
+//! With `kill` it takes no lease, but starts processes in the cgroup and kills the workload, over and
+//! over, until it is killed itself.
 
 use palisade::act::{Executor, ExecutorOptions, Journal, Keeper, keeper, now_ns};
 use palisade::identity::layout::Layout;
 use palisade_core::{ActOutcome, Action, Effect, EffectId, Knob, Lease, LeaseId, Target};
 use std::error::Error;
-use std::io::BufRead;
-use std::path::Path;
-use std::process::ExitCode;
+use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -43,6 +45,10 @@ fn agent(args: &[String]) -> Result<(), Box<dyn Error>> {
     let until_ns = now_ns().saturating_add_signed(deadline_ms.parse::<i64>()? * 1_000_000);
     let workload = layout.workload_id(cgroup)?;
     let permille = permille.parse()?;
+    let dirs = [
+        Some(layout.id_dir(cgroup)),
+        layout.controller_dir("freezer", cgroup),
+    ];
     let mut executor = Executor::new(layout, journal, ExecutorOptions::default());
     let mut lease = Lease {
         id: LeaseId(now_ns()),
@@ -53,6 +59,12 @@ fn agent(args: &[String]) -> Result<(), Box<dyn Error>> {
         owners: vec!["stand-in".to_owned()],
         until_ns,
     };
+    if how == "kill" {
+        println!("held {}", keeper.pid());
+        loop {
+            kill_one(&mut executor, &lease, dirs.iter().flatten())?;
+        }
+    }
     hold(&mut executor, &lease)?;
     println!("held {}", keeper.pid());
     if how == "churn" {
@@ -89,16 +101,47 @@ fn churn(executor: &mut Executor, lease: &mut Lease, permille: u32) -> Result<()
     Ok(())
 }
 
+fn kill_one<'a>(
+    executor: &mut Executor,
+    lease: &Lease,
+    dirs: impl Iterator<Item = &'a PathBuf>,
+) -> Result<(), Box<dyn Error>> {
+    // Ends with us unless it is in the cgroup, where the test finds it.
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "read go && exec sleep 1000"])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    for dir in dirs {
+        std::fs::write(dir.join("cgroup.procs"), child.id().to_string())?;
+    }
+    if let Some(mut stdin) = child.stdin.take() {
+        writeln!(stdin, "go")?;
+    }
+    act(executor, lease, Action::Kill, None)?;
+    child.wait()?;
+    Ok(())
+}
+
 fn hold(executor: &mut Executor, lease: &Lease) -> Result<(), String> {
+    let action = Action::CpuQuota(lease.value);
+    act(executor, lease, action, Some(lease.clone()))
+}
+
+fn act(
+    executor: &mut Executor,
+    on: &Lease,
+    action: Action,
+    lease: Option<Lease>,
+) -> Result<(), String> {
     let outcome = executor.perform(&Effect::Act {
         id: EffectId(1),
         decision: 1,
         policy: "stand-in".to_owned(),
-        target: Target::Workload(lease.workload),
-        workload: Some(lease.workload),
-        cgroup: Some(lease.cgroup.clone()),
-        action: Action::CpuQuota(lease.value),
-        lease: Some(lease.clone()),
+        target: Target::Workload(on.workload),
+        workload: Some(on.workload),
+        cgroup: Some(on.cgroup.clone()),
+        action,
+        lease,
     });
     match outcome {
         Some(ActOutcome::Done { .. }) => Ok(()),
