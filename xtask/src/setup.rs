@@ -175,36 +175,6 @@ fn llvm_of(version: &str) -> Option<u32> {
     line.split('.').next()?.parse().ok()
 }
 
-fn install_compiler() -> Result<Compiler> {
-    if output(Command::new("rustup").arg("--version")).is_some() {
-        let by_rustup = step(
-            "rustup: nightly with rust-src",
-            Command::new("rustup").args([
-                "toolchain",
-                "install",
-                "nightly",
-                "--profile",
-                "minimal",
-                "--component",
-                "rust-src",
-            ]),
-        );
-        if let (Ok(()), Some(compiler)) = (by_rustup, find_compiler()) {
-            return Ok(compiler);
-        }
-        eprintln!("  rustup could not download; trying the distribution's packages");
-    }
-    apt(DEBIAN_RUST)?;
-    find_compiler().ok_or_else(|| {
-        Missing(format!(
-            "no compiler for BPF: neither a rustup nightly with rust-src nor the packages {} are complete here; \
-             install one of the two, then run ./x setup again",
-            DEBIAN_RUST.join(" ")
-        ))
-        .into()
-    })
-}
-
 fn cargo_bin() -> PathBuf {
     std::env::var_os("CARGO_HOME")
         .map_or_else(
