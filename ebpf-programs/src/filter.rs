@@ -71,16 +71,20 @@ pub fn watched_workload(config: &Config, task: Task) -> Option<u64> {
     if config.scope_all != 0 {
         return Some(id);
     }
+    // Read once, before the look-ups: an answer must be stored under the generation that it was
+    // found under, also if the agent changes the scope meanwhile.
+    // SAFETY: an aligned word of a map value, which the agent may change at any time.
+    let generation = unsafe { core::ptr::read_volatile(&raw const config.generation) };
     // SAFETY: an entry may be replaced while it is read; a torn verdict could only pair an old
     // generation with a new answer or the reverse, and both halves of one id's answer agree.
     if let Some(verdict) = unsafe { VERDICTS.get(id) }
-        && verdict.generation == config.generation
+        && verdict.generation == generation
     {
         return if verdict.watched == 1 { Some(id) } else { None };
     }
     let found = below_a_root(css);
     let verdict = Verdict {
-        generation: config.generation,
+        generation,
         watched: found as u32,
     };
     // A full cache only costs another walk.

@@ -103,6 +103,17 @@ impl TestCgroup {
         self.layout.workload_id(&self.path).map_or(0, |id| id.0)
     }
 
+    /// Removes it (nobody may be in it) and makes it again, as a restarted service's cgroup is: the
+    /// same path, another id.
+    pub fn make_again(&self) -> Result<()> {
+        for dir in self.dirs() {
+            std::fs::remove_dir(&dir)
+                .with_context(|| format!("cannot remove {}", dir.display()))?;
+            std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
     /// One directory a hierarchy.
     pub fn dirs(&self) -> Vec<PathBuf> {
         let mut dirs = vec![self.layout.id_dir(&self.path)];

@@ -1,4 +1,5 @@
 //! Each bad input: one clear error, with the documented exit code, that says what would be right.
+#![allow(clippy::unwrap_used)] // a failed step ends the test
 
 use palisade_tests::{TestCgroup, binaries, cannot_run_live, policy};
 use std::fmt::Write as _;
@@ -163,4 +164,36 @@ fn no_configuration_file_names_the_example() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(text.contains("/nonexistent/palisade.toml"), "{text}");
+}
+
+/// A private mount namespace hides the kernel's BTF from this one process.
+#[test]
+fn a_kernel_without_btf_is_named() {
+    if let Some(why) = cannot_run_live() {
+        eprintln!("SKIPPED a_kernel_without_btf_is_named: {why}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("palisade.toml");
+    let text = format!(
+        "state_dir = {:?}\nrun_dir = {:?}\n",
+        dir.path().join("state"),
+        dir.path().join("run")
+    );
+    std::fs::write(&config, text).unwrap();
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c"])
+        .arg("mount -t tmpfs none /sys/kernel/btf && exec \"$@\"")
+        .arg("sh")
+        .arg(binaries().join("palisade"))
+        .args(["run", "--config"])
+        .arg(&config)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{text}");
+    assert!(
+        text.contains("BTF") && text.contains("palisade doctor"),
+        "{text}"
+    );
 }

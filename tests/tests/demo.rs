@@ -1,4 +1,5 @@
 //! The demo really shows what it says, on this kernel.
+#![allow(clippy::unwrap_used)] // a failed step ends the test
 
 use palisade_tests::{binaries, live_or_skip, policy};
 use std::os::unix::fs::PermissionsExt;

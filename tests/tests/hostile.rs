@@ -1,4 +1,5 @@
 //! With one hostile policy beside it, another sees every event, once, and in order.
+#![allow(clippy::unwrap_used)] // a failed step ends the test
 
 use palisade::batch::Batch;
 use palisade::policy::{Engine, EngineOptions, Limits, NoLookup, PolicyEvent, PolicySource};
@@ -39,7 +40,7 @@ fn batch(seq: u64) -> Batch {
         seq,
         now_ns: seq * 10_000_000,
         records: (1..=RECORDS).map(record).collect(),
-        window_end: seq % 10 == 0,
+        window_end: seq.is_multiple_of(10),
     }
 }
 
@@ -64,7 +65,7 @@ fn beside(hostile: &str, settings: &str) -> (Request, Vec<PolicyEvent>) {
     let publisher = engine.publisher();
     for seq in 1..=batches {
         publisher.publish(&batch(seq));
-        if seq % 100 == 0 {
+        if seq.is_multiple_of(100) {
             std::thread::sleep(Duration::from_millis(20));
         }
     }

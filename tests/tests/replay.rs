@@ -1,4 +1,5 @@
 //! A recorded run, replayed twice, gives the same decisions, byte for byte.
+#![allow(clippy::unwrap_used)] // a failed step ends the test
 
 use palisade_tests::{Agent, TestCgroup, Ward, binaries, live_or_skip, policy};
 use std::process::Command;

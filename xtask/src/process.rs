@@ -86,7 +86,7 @@ pub fn step(what: &str, command: &mut Command) -> Result<()> {
         } else {
             Duration::from_secs(30)
         };
-        if elapsed - shown >= due {
+        if elapsed.saturating_sub(shown) >= due {
             shown = elapsed;
             if terminal {
                 eprint!("\r  … {what} {} s", elapsed.as_secs());

@@ -133,7 +133,8 @@ fn configuration(file: &Path) -> Check {
         return Check::warn(
             name,
             format!("there is no {}", file.display()),
-            "copy examples/palisade.toml there, or name another file with --config",
+            "install examples/palisade.toml there and its policies beside it (see README.md), or \
+             name another file with --config",
         );
     }
     match Config::load(file) {

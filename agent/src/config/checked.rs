@@ -16,7 +16,7 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/palisade";
 /// State that does not.
 pub const DEFAULT_RUN_DIR: &str = "/run/palisade";
 /// Where the configuration is looked for unless another file is named.
-pub const DEFAULT_CONFIG_FILE: &str = "/etc/palisade.toml";
+pub const DEFAULT_CONFIG_FILE: &str = "/etc/palisade/palisade.toml";
 /// How often counters become `Sample` records.
 pub const DEFAULT_WINDOW: Duration = Duration::from_millis(100);
 /// Files from this size on are model files whatever their name (hub caches use hashed names).

@@ -145,9 +145,8 @@ fn the_example_has_every_key_and_shows_the_defaults() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/palisade.toml");
     let text = fs::read_to_string(&example).unwrap();
     let bench = Bench::new();
-    fs::create_dir(bench.dir.path().join("palisade")).unwrap();
     for name in ["gpu-contention", "reload-loop"] {
-        fs::write(bench.dir.path().join(format!("palisade/{name}.wasm")), b"x").unwrap();
+        fs::write(bench.dir.path().join(format!("{name}.wasm")), b"x").unwrap();
     }
     let config = bench.load(&text).unwrap();
     assert_eq!(config.policies.len(), 2);

@@ -1,17 +1,19 @@
 //! From what a guest returned to requests that the core can rely on.
 //!
-//! Invariant: whatever leaves here is in range and bounded; whatever was changed or dropped on
-//! the way is a strike.
+//! Invariant: whatever leaves here is in range, bounded and within the powers that the manifest
+//! asks for; whatever was changed or dropped on the way is a strike.
 
 use super::bindings::palisade::policy::types as wit;
+use super::error::power_name;
 use super::limits::{
     EVIDENCE_PER_REQUEST, LEASE_MS, QUOTA_PERMILLE, REQUESTS_PER_CALL, STRING_BYTES,
 };
 use super::strikes::{Strike, StrikeKind, tidy};
-use palisade_core::{Action, Evidence, ProcessId, Request, Severity, Target, WorkloadId};
+use palisade_core::{Action, Evidence, Power, ProcessId, Request, Severity, Target, WorkloadId};
 
-/// The good requests, and at most one strike for the rest. Nonsense outranks excess.
-pub fn requests(raw: Vec<wit::Request>) -> (Vec<Request>, Option<Strike>) {
+/// The good requests, and at most one strike for the rest. Nonsense outranks excess. `powers` are
+/// those of the manifest: what the operator read there is all that the policy may do.
+pub fn requests(raw: Vec<wit::Request>, powers: &[Power]) -> (Vec<Request>, Option<Strike>) {
     let mut nonsense = None;
     let mut excess = None;
     if raw.len() > REQUESTS_PER_CALL {
@@ -23,7 +25,7 @@ pub fn requests(raw: Vec<wit::Request>) -> (Vec<Request>, Option<Strike>) {
     let mut good = Vec::with_capacity(raw.len().min(REQUESTS_PER_CALL));
     for (index, raw) in raw.into_iter().take(REQUESTS_PER_CALL).enumerate() {
         let mut over = None;
-        match request(raw, &mut over) {
+        match request(raw, powers, &mut over) {
             Ok(request) => good.push(request),
             Err(why) => {
                 nonsense.get_or_insert_with(|| format!("request {index}: {why}"));
@@ -44,8 +46,19 @@ pub fn requests(raw: Vec<wit::Request>) -> (Vec<Request>, Option<Strike>) {
     (good, strike)
 }
 
-fn request(raw: wit::Request, over: &mut Option<String>) -> Result<Request, String> {
+fn request(
+    raw: wit::Request,
+    powers: &[Power],
+    over: &mut Option<String>,
+) -> Result<Request, String> {
     let action = action(raw.action)?;
+    if !powers.contains(&action.power()) {
+        return Err(format!(
+            "{}, but the manifest does not ask for the power `{}`",
+            action.name(),
+            power_name(action.power())
+        ));
+    }
     let target = target(raw.target)?;
     let contains = matches!(
         action,
@@ -139,6 +152,7 @@ fn target(raw: wit::Target) -> Result<Target, String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use super::super::error::POWERS;
     use super::*;
 
     fn raw() -> wit::Request {
@@ -159,7 +173,7 @@ mod tests {
     fn only_strike(change: impl FnOnce(&mut wit::Request)) -> (usize, StrikeKind, String) {
         let mut bad = raw();
         change(&mut bad);
-        let (good, strike) = requests(vec![raw(), bad]);
+        let (good, strike) = requests(vec![raw(), bad], &POWERS);
         let strike = strike.unwrap();
         assert!(!strike.fatal);
         (good.len(), strike.kind, strike.detail)
@@ -167,7 +181,7 @@ mod tests {
 
     #[test]
     fn good_requests_pass_unchanged() {
-        let (good, strike) = requests(vec![raw()]);
+        let (good, strike) = requests(vec![raw()], &POWERS);
         assert_eq!(strike, None);
         assert_eq!(good[0].target, Target::Workload(WorkloadId(7)));
         assert_eq!(good[0].action, Action::CpuWeight(50));
@@ -198,6 +212,20 @@ mod tests {
     }
 
     #[test]
+    fn only_powers_of_the_manifest_are_asked_for() {
+        let mut kill = raw();
+        kill.action = wit::Action::Kill;
+        let (good, strike) = requests(vec![kill.clone(), raw()], &[Power::Throttle]);
+        assert_eq!(good[0].action, Action::CpuWeight(50));
+        let strike = strike.unwrap();
+        assert_eq!((good.len(), strike.kind), (1, StrikeKind::Nonsense));
+        assert!(strike.detail.contains("power `kill`"), "{strike}");
+        // A power is not implied by a stronger one: the SDK holds its authors to that too.
+        let (good, strike) = requests(vec![kill, raw()], &[Power::Kill]);
+        assert_eq!((good.len(), strike.is_some()), (1, true));
+    }
+
+    #[test]
     fn excess_is_cut_and_struck() {
         let cases: [fn(&mut wit::Request); 3] = [
             |r| r.reason = "x".repeat(STRING_BYTES + 1),
@@ -208,7 +236,7 @@ mod tests {
             let (good, kind, _) = only_strike(change);
             assert_eq!((good, kind), (2, StrikeKind::OverLimit));
         }
-        let (good, strike) = requests(vec![raw(); REQUESTS_PER_CALL + 1]);
+        let (good, strike) = requests(vec![raw(); REQUESTS_PER_CALL + 1], &POWERS);
         assert_eq!(good.len(), REQUESTS_PER_CALL);
         assert_eq!(strike.unwrap().kind, StrikeKind::OverLimit);
     }

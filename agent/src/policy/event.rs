@@ -86,7 +86,7 @@ pub enum PolicyEvent {
         batch: u64,
     },
     /// After a crash it runs again. Its state does not know of the batches from `from_seq` to
-    /// `to_seq`, both included.
+    /// `to_seq`, both included; what follows in the last one is given to it.
     Restarted {
         /// Who.
         policy: PolicyRef,
@@ -132,13 +132,13 @@ pub enum PolicyEvent {
         /// Lines dropped before this one because there were too many.
         suppressed: u64,
     },
-    /// Its queue was full: records were not delivered. It was told too.
+    /// Records were not delivered: its queue was full, or it crashed over them. It is told too.
     Lost {
         /// Who.
         policy: PolicyRef,
         /// How many records that it subscribed to.
         records: u64,
-        /// The batch at whose head it was told.
+        /// The batch before which they were, or in which it crashed.
         batch: u64,
     },
 }

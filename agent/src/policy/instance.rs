@@ -11,11 +11,13 @@ use super::convert;
 use super::engine::EngineShared;
 use super::host::{HostState, LogLine};
 use super::limits::{Limits, OUTPUT_BYTES, RECORDS_PER_CALL};
+use super::quota::Quota;
 use super::settings::Setting;
 use super::strikes::{Strike, StrikeKind, tidy};
 use crate::batch::Batch;
 use palisade_abi::{FILE_NAME_SLOTS, Header, LOSS_SOURCES, Lost, Record, kind, words};
-use palisade_core::Request;
+use palisade_core::{Power, Request};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wasmtime::{Store, Trap};
@@ -64,8 +66,9 @@ pub struct Delivery {
     pub strikes: Vec<Strike>,
     /// Records that calls returned for.
     pub records: u64,
-    /// After a fatal strike: where in the batch the records begin that no call returned for.
-    pub undelivered: Option<usize>,
+    /// After a fatal strike: where in the batch the records lie that the call was given which did
+    /// not return. What is behind them was given to no call.
+    pub undelivered: Option<Range<usize>>,
 }
 
 /// Numbers about an instance's calls.
@@ -85,9 +88,11 @@ pub struct Instance {
     store: Store<HostState>,
     guest: Policy,
     mask: u64,
+    powers: Vec<Power>,
     call_deadline: Duration,
     init_deadline: Duration,
     checkpoint_bytes: usize,
+    quota: Quota,
     stats: CallStats,
     scratch: Vec<Record>,
 }
@@ -129,9 +134,11 @@ impl Instance {
             store,
             guest,
             mask: compiled.manifest.mask(),
+            powers: compiled.manifest.powers.clone(),
             call_deadline: limits.call_deadline,
             init_deadline: limits.init_deadline,
             checkpoint_bytes: limits.checkpoint_bytes,
+            quota: Quota::new(limits),
             stats: CallStats::default(),
             scratch: Vec::with_capacity(RECORDS_PER_CALL),
         };
@@ -162,7 +169,7 @@ impl Instance {
             guest.call_on_batch(store, now_ns, words(records))
         });
         self.count(begun);
-        answer.map(CallOutput::new)
+        answer.map(|raw| CallOutput::new(raw, &self.powers))
     }
 
     /// Tells it that time passed.
@@ -176,7 +183,7 @@ impl Instance {
             guest.call_on_tick(store, now_ns)
         });
         self.count(begun);
-        answer.map(CallOutput::new)
+        answer.map(|raw| CallOutput::new(raw, &self.powers))
     }
 
     /// Gives it what it subscribed to of `batch`, from the record at `from` on, in as many calls
@@ -194,7 +201,7 @@ impl Instance {
         let records = &batch.records[..];
         while let Some(record) = records.get(at) {
             if record.header.kind == kind::FILE_NAME {
-                at += FILE_NAME_SLOTS;
+                at = records.len().min(at + FILE_NAME_SLOTS);
                 continue;
             }
             if wanted(self.mask, record.header.kind) {
@@ -202,7 +209,7 @@ impl Instance {
             }
             at += 1;
             if scratch.len() == RECORDS_PER_CALL {
-                if !self.step(batch.now_ns, &scratch, start, &mut delivery) {
+                if !self.step(batch.now_ns, &scratch, start..at, &mut delivery) {
                     break;
                 }
                 scratch.clear();
@@ -212,15 +219,22 @@ impl Instance {
         if delivery.undelivered.is_none() {
             let idle = scratch.is_empty() && delivery.records == 0;
             if !scratch.is_empty() || (idle && batch.window_end) {
-                self.step(batch.now_ns, &scratch, start, &mut delivery);
+                self.step(batch.now_ns, &scratch, start..at, &mut delivery);
             }
         }
         self.scratch = scratch;
         delivery
     }
 
-    /// One call, a tick if there are no records. False after a fatal strike.
-    fn step(&mut self, now_ns: u64, records: &[Record], start: usize, into: &mut Delivery) -> bool {
+    /// One call, a tick if there are no records. False after a fatal strike. `place` is where in
+    /// the batch the records are.
+    fn step(
+        &mut self,
+        now_ns: u64,
+        records: &[Record],
+        place: Range<usize>,
+        into: &mut Delivery,
+    ) -> bool {
         let output = if records.is_empty() {
             self.on_tick(now_ns)
         } else {
@@ -228,14 +242,16 @@ impl Instance {
         };
         match output {
             Ok(mut output) => {
+                let too_many = self.quota.take(now_ns, &mut output.requests);
                 into.records += records.len() as u64;
                 into.requests.append(&mut output.requests);
-                into.strikes.extend(output.strike);
+                into.strikes
+                    .extend(output.strike.into_iter().chain(too_many));
                 true
             }
             Err(strike) => {
                 into.strikes.push(strike);
-                into.undelivered = Some(start);
+                into.undelivered = Some(place);
                 false
             }
         }
@@ -313,8 +329,8 @@ impl Instance {
 }
 
 impl CallOutput {
-    fn new(raw: Vec<super::bindings::palisade::policy::types::Request>) -> Self {
-        let (requests, strike) = convert::requests(raw);
+    fn new(raw: Vec<super::bindings::palisade::policy::types::Request>, powers: &[Power]) -> Self {
+        let (requests, strike) = convert::requests(raw, powers);
         Self { requests, strike }
     }
 }

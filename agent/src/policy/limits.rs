@@ -46,6 +46,11 @@ pub struct Limits {
     pub queue_bytes: usize,
     /// Log lines a second of event time.
     pub log_lines_per_second: u32,
+    /// Requests a second of event time. Four full calls; a policy that has something to say at
+    /// each window's end needs a few.
+    pub requests_per_second: u32,
+    /// Bytes of those requests a second of event time.
+    pub request_bytes_per_second: usize,
     /// Event time between two checkpoints.
     pub checkpoint_every: Duration,
     /// Size of a checkpoint, bytes.
@@ -69,6 +74,8 @@ impl Default for Limits {
             queue_batches: 1024,
             queue_bytes: 32 << 20,
             log_lines_per_second: 20,
+            requests_per_second: 256,
+            request_bytes_per_second: 1 << 20,
             checkpoint_every: Duration::from_secs(5),
             checkpoint_bytes: 1 << 20,
             strikes: 3,

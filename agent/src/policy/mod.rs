@@ -24,6 +24,7 @@ mod instance;
 mod limits;
 mod manifest;
 mod queue;
+mod quota;
 mod registry;
 mod reload;
 mod running;

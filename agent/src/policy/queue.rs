@@ -9,7 +9,7 @@ use super::instance::wanted;
 use super::limits::Limits;
 use super::worker::Swap;
 use crate::batch::Batch;
-use palisade_abi::{FILE_NAME_SLOTS, RECORD_BYTES, Record, kind};
+use palisade_abi::{FILE_NAME_SLOTS, Lost, RECORD_BYTES, Record, kind};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
@@ -75,8 +75,14 @@ impl Queue {
         }
     }
 
-    /// Changes the kinds that the policy wants.
+    /// Changes the kinds that the policy wants. Versions that wait for their swap keep theirs.
     pub fn set_mask(&self, mask: u64) {
+        let state = self.lock();
+        let waiting = state.messages.iter().filter_map(|message| match message {
+            Message::Swap(swap) => Some(swap.new.mask()),
+            Message::Batch { .. } | Message::Stop => None,
+        });
+        let mask = waiting.fold(mask, |all, mask| all | mask);
         self.mask.store(mask, Ordering::Relaxed);
     }
 
@@ -100,8 +106,8 @@ impl Queue {
             || (state.batches > 0 && state.bytes + bytes > self.bytes_max);
         if full {
             let lost = count(&batch.records, mask);
-            state.lost += lost;
-            state.lost_total += lost;
+            state.lost = state.lost.saturating_add(lost);
+            state.lost_total = state.lost_total.saturating_add(lost);
             return;
         }
         let lost = std::mem::take(&mut state.lost);
@@ -117,10 +123,10 @@ impl Queue {
 
     /// Takes a swap in; there is always room. From here on the queue takes batches in for both.
     pub fn swap(&self, swap: Swap) {
+        let mut state = self.lock();
         self.mask.fetch_or(swap.new.mask(), Ordering::Relaxed);
-        self.lock()
-            .messages
-            .push_back(Message::Swap(Box::new(swap)));
+        state.messages.push_back(Message::Swap(Box::new(swap)));
+        drop(state);
         self.filled.notify_one();
     }
 
@@ -237,10 +243,13 @@ fn kinds(records: &[Record]) -> u64 {
     })
 }
 
-fn count(records: &[Record], mask: u64) -> u64 {
+/// How many records a policy misses that wants `mask` and is not given `records`: a record of a
+/// loss stands for all that it counts.
+pub(super) fn count(records: &[Record], mask: u64) -> u64 {
     real(records)
         .filter(|record| wanted(mask, record.header.kind))
-        .count() as u64
+        .map(|record| record.get::<Lost>().map_or(1, |lost| lost.count))
+        .fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]
@@ -302,5 +311,19 @@ mod tests {
         assert_eq!(count(&records, u64::MAX), 0);
         records.push(exec());
         assert_eq!(count(&records, u64::MAX), 1);
+    }
+
+    #[test]
+    fn a_dropped_record_of_a_loss_counts_for_what_it_tells() {
+        let lost = |count| {
+            let body = Lost {
+                count,
+                ..Lost::default()
+            };
+            Record::new(Header::default(), body)
+        };
+        assert_eq!(count(&[exec(), lost(5000)], u64::MAX), 5001);
+        let absurd = [lost(u64::MAX), exec()];
+        assert_eq!(count(&absurd, u64::MAX), u64::MAX);
     }
 }

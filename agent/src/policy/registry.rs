@@ -341,7 +341,7 @@ impl Entry {
             call_ns_max: counters.call_ns_max,
             queue_batches: depth.batches,
             queue_bytes: depth.bytes,
-            lost: depth.lost,
+            lost: depth.lost.saturating_add(counters.lost),
             strikes: counters.strikes,
             restarts: counters.restarts,
             memory_bytes: counters.memory_bytes,

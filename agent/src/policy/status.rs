@@ -56,7 +56,7 @@ pub struct PolicyStatus {
     pub queue_batches: usize,
     /// Bytes of their records.
     pub queue_bytes: usize,
-    /// Records that it did not get because its queue was full.
+    /// Records that it did not get because its queue was full, or over which it crashed.
     pub lost: u64,
     /// Strikes.
     pub strikes: u64,
@@ -79,6 +79,8 @@ pub(super) struct Counters {
     pub calls: u64,
     pub call_ns_total: u64,
     pub call_ns_max: u64,
+    /// Records that crashes cost; the queue counts its own.
+    pub lost: u64,
     pub strikes: u64,
     pub restarts: u64,
     pub memory_bytes: usize,

@@ -1,21 +1,26 @@
 //! The thread of one policy: takes batches and swaps from its queue, in order.
 //!
 //! Invariants:
-//! - A swap happens between two batches; each batch is given to exactly one instance (after a
-//!   roll-back the part of it that crashed the new version is given to the old one).
-//! - After a fatal strike the instance is gone before the next batch.
+//! - A swap happens between two batches; each batch is given to exactly one instance, unless that
+//!   crashes: after a roll-back the old version begins with the call that crashed the new one, after
+//!   a restart the new instance begins behind it.
+//! - What no instance could be given is told to the next one as lost.
+//! - After a fatal strike the instance is gone before the next call.
 //! - Whatever goes wrong is an event before anything that follows from it.
+
+mod exchange;
 
 use super::engine::EngineShared;
 use super::error::LoadError;
 use super::event::{Events, Handover, PolicyEvent};
 use super::instance::Delivery;
-use super::queue::{Message, Queue};
+use super::queue::{Message, Queue, count};
 use super::running::{Running, Saved};
 use super::status::{Board, PolicyState};
 use super::strikes::{Ledger, Strike};
 use crate::batch::Batch;
 use palisade_core::PolicyRef;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -33,6 +38,26 @@ struct Probation {
     until_ns: Option<u64>,
     /// Last batch that the old version saw.
     seq: u64,
+    /// What the worker knew of it at the swap: the new version's checkpoints are not for it.
+    saved: Option<Saved>,
+    knows_from: Option<u64>,
+}
+
+/// What of a batch is to be given to the policy.
+struct Part {
+    /// Records to be told as lost before it.
+    lost: u64,
+    /// Where it begins.
+    from: usize,
+}
+
+/// Over what an instance crashed.
+struct Crash<'a> {
+    batch: &'a Batch,
+    /// As in its [`Part`]; 0 if it was told by a call that returned.
+    lost: u64,
+    /// The records that the call was given.
+    records: Range<usize>,
 }
 
 /// A policy's thread.
@@ -51,6 +76,8 @@ pub(super) struct Worker {
     ledger: Ledger,
     /// First batch that the running instance's state knows of.
     knows_from: Option<u64>,
+    /// Records that crashes cost and that the policy was not told of yet.
+    owed: u64,
     /// Last batch that was delivered.
     seq: u64,
     now_ns: u64,
@@ -76,6 +103,7 @@ impl Worker {
             saved: None,
             saved_ns: None,
             knows_from: None,
+            owed: 0,
             seq: 0,
             now_ns: 0,
         }
@@ -100,22 +128,22 @@ impl Worker {
         }
         self.now_ns = batch.now_ns;
         self.end_probation();
-        if lost > 0 {
-            self.emit(PolicyEvent::Lost {
-                policy: self.reference.clone(),
-                records: lost,
-                batch: batch.seq,
-            });
-        }
         self.seq = batch.seq;
-        self.knows_from.get_or_insert(batch.seq);
-        self.deliver(batch, lost, 0);
+        self.lose(lost);
+        let mut part = Some(Part { lost, from: 0 });
+        while let Some(mut next) = part {
+            next.lost = next.lost.saturating_add(std::mem::take(&mut self.owed));
+            part = self.deliver(batch, next);
+        }
         self.checkpoint_if_due();
     }
 
-    fn deliver(&mut self, batch: &Batch, lost: u64, from: usize) {
+    /// Gives the instance in charge a part of a batch. Answers what is left to be given to the one
+    /// in charge after that; each answer begins further on or is for another version.
+    fn deliver(&mut self, batch: &Batch, Part { lost, from }: Part) -> Option<Part> {
+        self.knows_from.get_or_insert(batch.seq);
         let Some(running) = &mut self.running else {
-            return;
+            return None;
         };
         let before = running.instance.stats();
         let Delivery {
@@ -145,14 +173,17 @@ impl Worker {
                 requests,
             });
         }
-        if !strikes.is_empty() {
-            let rest = undelivered.map(|from| (batch, if from == 0 { lost } else { 0 }, from));
-            self.strikes(&strikes, rest);
-        }
+        let crash = undelivered.map(|records| Crash {
+            batch,
+            // Told in the first call.
+            lost: if records.start == from { lost } else { 0 },
+            records,
+        });
+        self.strikes(&strikes, crash)
     }
 
-    /// Draws the consequences. `rest` is what no call returned for: batch, losses, first record.
-    fn strikes(&mut self, strikes: &[Strike], rest: Option<(&Batch, u64, usize)>) {
+    /// Draws the consequences. Answers what is left of the batch for the instance in charge then.
+    fn strikes(&mut self, strikes: &[Strike], crash: Option<Crash<'_>>) -> Option<Part> {
         let mut too_many = false;
         let mut fatal = false;
         for strike in strikes {
@@ -170,42 +201,47 @@ impl Worker {
                 batch: self.seq,
             });
         }
-        let Some(last) = strikes.last() else { return };
+        let last = strikes.last()?;
         if !fatal && !too_many {
-            return;
+            return None;
         }
         if let Some(probation) = self.probation.take() {
-            self.roll_back(probation, last, rest);
+            self.roll_back(probation, last, crash)
         } else if too_many {
             self.eject(&format!("too many strikes, the last one: {last}"));
+            None
         } else {
             self.restart();
+            self.skip(crash?)
         }
     }
 
-    fn roll_back(
-        &mut self,
-        probation: Probation,
-        why: &Strike,
-        rest: Option<(&Batch, u64, usize)>,
-    ) {
-        let failed = std::mem::replace(&mut self.reference, probation.old.reference.clone());
-        // A batch of which the new version saw nothing is given to the old one.
-        let to_seq = match rest {
-            Some((batch, _, 0)) => batch.seq.saturating_sub(1),
-            _ => self.seq,
-        };
-        self.ledger.clear();
-        self.put_in_charge(probation.old, None);
-        self.emit(PolicyEvent::RolledBack {
-            policy: self.reference.clone(),
-            failed,
-            reason: why.to_string(),
-            from_seq: probation.seq.saturating_add(1),
-            to_seq,
+    /// Counts what the call that crashed was given as lost, and answers what is behind it.
+    fn skip(&mut self, crash: Crash<'_>) -> Option<Part> {
+        let Crash {
+            batch,
+            lost,
+            records,
+        } = crash;
+        let mask = self.running.as_ref()?.mask();
+        let from = records.end;
+        let skipped = count(&batch.records[records], mask);
+        self.board.update(|counters| {
+            counters.lost = counters.lost.saturating_add(skipped);
         });
-        if let Some((batch, lost, from)) = rest {
-            self.deliver(batch, lost, from);
+        self.lose(skipped);
+        // The new instance does not know either of what the old one was told and crashed over.
+        self.owed = self.owed.saturating_add(lost).saturating_add(skipped);
+        (from < batch.records.len()).then_some(Part { lost: 0, from })
+    }
+
+    fn lose(&self, records: u64) {
+        if records > 0 {
+            self.emit(PolicyEvent::Lost {
+                policy: self.reference.clone(),
+                records,
+                batch: self.seq,
+            });
         }
     }
 
@@ -258,129 +294,6 @@ impl Worker {
         });
     }
 
-    fn swap(&mut self, swap: Swap) {
-        let Swap { mut new, reply } = swap;
-        // A policy that was ejected begins anew: its state may be what made it misbehave.
-        let mut broken = None;
-        let (state, handover) = match self
-            .running
-            .as_mut()
-            .map(|old| old.save(self.now_ns, self.seq))
-        {
-            None => (None, Handover::Fresh),
-            Some(Ok(saved)) => (Some(saved), Handover::Current),
-            Some(Err(strike)) => {
-                broken = Some(strike);
-                let state = self.saved.clone();
-                let handover = if state.is_some() {
-                    Handover::Checkpoint
-                } else {
-                    Handover::Fresh
-                };
-                (state, handover)
-            }
-        };
-        self.emit_log();
-        let taken = state
-            .as_ref()
-            .map_or(Ok(()), |saved| new.restore(self.now_ns, saved));
-        let answer = match taken {
-            Ok(()) => {
-                self.take_over(new, state, handover, broken.take());
-                Ok(self.reference.clone())
-            }
-            Err(detail) => {
-                let name = self.reference.name.clone();
-                let error = LoadError::Restore {
-                    name: name.clone(),
-                    detail,
-                };
-                self.board
-                    .update(|counters| counters.last_error = Some(error.to_string()));
-                self.emit(PolicyEvent::Rejected {
-                    name,
-                    error: error.to_string(),
-                });
-                Err(error)
-            }
-        };
-        // The one who asked may have stopped waiting.
-        let _ = reply.send(answer);
-        if let Some(strike) = broken {
-            self.strikes(&[strike], None);
-        }
-    }
-
-    fn take_over(
-        &mut self,
-        new: Running,
-        state: Option<Saved>,
-        handover: Handover,
-        broken: Option<Strike>,
-    ) {
-        let previous = std::mem::replace(&mut self.reference, new.reference.clone());
-        self.ledger = Ledger::new(new.limits.strikes, new.limits.strike_window);
-        let old = self.running.take();
-        self.probation = None;
-        if let Some(strike) = broken {
-            // No way back to an instance that crashed.
-            self.emit(PolicyEvent::Strike {
-                policy: previous.clone(),
-                kind: strike.kind,
-                detail: strike.detail,
-                batch: self.seq,
-            });
-        } else if let Some(old) = old {
-            self.probation = Some(Probation {
-                old,
-                until_ns: None,
-                seq: self.seq,
-            });
-        }
-        self.emit(PolicyEvent::Loaded {
-            policy: new.reference.clone(),
-            previous: Some(previous),
-            state: handover,
-            after_batch: self.seq,
-        });
-        match state {
-            Some(_) => self.saved = state,
-            None => self.knows_from = None,
-        }
-        self.board.update(|counters| counters.last_error = None);
-        self.put_in_charge(new, Some(PolicyState::Probation));
-        self.queue.open();
-        self.emit_log();
-    }
-
-    fn put_in_charge(&mut self, running: Running, state: Option<PolicyState>) {
-        let state = state
-            .filter(|_| self.probation.is_some())
-            .unwrap_or(PolicyState::Running);
-        let kept = self
-            .probation
-            .as_ref()
-            .map_or(0, |probation| probation.old.mask());
-        self.queue.set_mask(running.mask() | kept);
-        self.board.set(running.reference.clone(), state);
-        self.running = Some(running);
-    }
-
-    fn end_probation(&mut self) {
-        let (Some(probation), Some(running)) = (&mut self.probation, &self.running) else {
-            return;
-        };
-        let length = running.limits.probation.as_nanos() as u64;
-        let until = *probation
-            .until_ns
-            .get_or_insert(self.now_ns.saturating_add(length));
-        if self.now_ns >= until {
-            self.queue.set_mask(running.mask());
-            self.board.set(self.reference.clone(), PolicyState::Running);
-            self.probation = None;
-        }
-    }
-
     fn checkpoint_if_due(&mut self) {
         let Some(running) = &mut self.running else {
             return;
@@ -396,7 +309,9 @@ impl Worker {
                 self.saved = Some(saved);
                 self.emit_log();
             }
-            Err(strike) => self.strikes(&[strike], None),
+            Err(strike) => {
+                self.strikes(&[strike], None);
+            }
         }
     }
 

@@ -279,7 +279,7 @@ fn tell(decision: &Decision) {
     match verdict {
         Verdict::Granted { .. } => tracing::warn!(policy = %name, %action, "granted: {reason}"),
         Verdict::Observed => {
-            tracing::info!(policy = %name, %action, "observed, not done: {reason}")
+            tracing::info!(policy = %name, %action, "observed, not done: {reason}");
         }
         Verdict::Refused {
             reason: Reason::Cooldown { .. },
@@ -288,7 +288,7 @@ fn tell(decision: &Decision) {
             tracing::debug!(policy = %name, %action, "{verdict:?}");
         }
         Verdict::Refused { reason: gate } => {
-            tracing::info!(policy = %name, %action, ?gate, "refused: {reason}")
+            tracing::info!(policy = %name, %action, ?gate, "refused: {reason}");
         }
     }
 }

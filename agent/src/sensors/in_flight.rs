@@ -1,24 +1,36 @@
 //! Who is inside a driver call right now.
 
-use super::pod::Plain;
-use aya::maps::{HashMap, MapData};
+use super::{SensorError, attach::chain, pod::Plain};
+use aya::maps::{HashMap, IterableMap as _, Map, MapData};
 use palisade_abi::InFlight;
 use palisade_core::WorkloadId;
-use std::sync::Arc;
+use std::{os::fd::AsFd, sync::Arc};
 
 /// Entries looked at per question. The map holds 16,384; entries that come and go during the walk
 /// make the kernel start over, which this bounds.
 const MAX_LOOKS: usize = 32_768;
 
+/// Driver calls under way, by `pid << 32 | tid`.
+pub(super) type InFlightMap = HashMap<MapData, u64, Plain<InFlight>>;
+
 /// A view of the driver calls under way on the whole host. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct InFlightView {
-    map: Arc<HashMap<MapData, u64, Plain<InFlight>>>,
+    map: Arc<InFlightMap>,
 }
 
 impl InFlightView {
-    pub(super) fn new(map: HashMap<MapData, u64, Plain<InFlight>>) -> Self {
-        Self { map: Arc::new(map) }
+    /// A second handle on the sensor thread's map. Its descriptor is duplicated: opening a map by
+    /// its number takes `CAP_SYS_ADMIN`, more than sensing needs.
+    pub(super) fn new(map: &InFlightMap) -> Result<Self, SensorError> {
+        let broken = |error: &dyn std::error::Error| SensorError::Map {
+            map: "IN_FLIGHT",
+            detail: chain(error),
+        };
+        let fd = map.map().fd().as_fd().try_clone_to_owned();
+        let data = MapData::from_fd(fd.map_err(|e| broken(&e))?).map_err(|e| broken(&e))?;
+        let map = HashMap::try_from(Map::HashMap(data)).map_err(|e| broken(&e))?;
+        Ok(Self { map: Arc::new(map) })
     }
 
     /// Whether a thread of that workload (the cgroup itself, not those below) is inside a call on

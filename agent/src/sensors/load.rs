@@ -5,8 +5,8 @@ use super::{
     attach::{AttachReport, Hooks, chain},
     btf,
     capabilities::may_load,
-    hooks::needed,
-    in_flight::InFlightView,
+    hooks::{self, needed},
+    in_flight::{InFlightMap, InFlightView},
     offsets::{self, Group},
     pod::Plain,
     run::{SensorHandle, Shared},
@@ -17,7 +17,7 @@ use aya::{
 };
 use palisade_abi::{
     ANY_MINOR, Config, Counters, CountersKey, CpuLosses, DeviceKey, DeviceRule, GpuCounters,
-    GpuCountersKey, InFlight, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, PendingMap, Waiting,
+    GpuCountersKey, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, PendingMap, Waiting,
 };
 use std::{io, sync::Arc, time::Duration};
 
@@ -37,8 +37,6 @@ pub(super) struct Maps {
     pub pending: HashMap<MapData, u64, Plain<PendingMap>>,
     pub waiting: HashMap<MapData, u32, Plain<Waiting>>,
 }
-
-type InFlightMap = HashMap<MapData, u64, Plain<InFlight>>;
 
 /// Loaded programs, some of them attached.
 pub struct Sensors {
@@ -117,14 +115,15 @@ impl Sensors {
             waiting: take(&mut ebpf, "WAITING")?,
         };
         fill(&mut ebpf, &mut maps, &options)?;
-        let [in_flight, seen] = take_in_flight(&mut ebpf)?;
+        let in_flight: InFlightMap = take(&mut ebpf, "IN_FLIGHT")?;
+        let view = InFlightView::new(&in_flight)?;
         let mut sensors = Sensors {
             ring: take(&mut ebpf, "EVENTS")?,
             hooks: Hooks::new(btf, missing),
             ebpf,
             maps,
             in_flight,
-            view: InFlightView::new(seen),
+            view,
             switches: Config {
                 model_min_bytes: options.model_min_bytes,
                 own_pid: std::process::id(),
@@ -166,23 +165,29 @@ impl Sensors {
     pub(super) fn apply_kinds(&mut self, wanted: u64) -> Result<(), SensorError> {
         let kinds = needed(wanted);
         self.hooks.detach(&mut self.ebpf, kinds);
-        // What calls and waits under way left behind when their hooks went away must not be taken
-        // for the beginning of later ones.
-        let new = kinds & !self.switches.kinds;
-        if new != 0 {
-            clear(&mut self.in_flight, new & super::hooks::GPU);
-            clear(
-                &mut self.maps.pending,
-                new & (super::hooks::MAPS | super::hooks::UNMAPS),
-            );
-            clear(&mut self.maps.waiting, new & super::hooks::SCHED);
-        }
+        self.forget_between(self.switches.kinds, kinds);
         self.switches.kinds = kinds;
         self.wanted = wanted;
         self.write_config()?;
         self.hooks.attach(&mut self.ebpf, kinds);
         self.shared.set_report(self.hooks.report());
         Ok(())
+    }
+
+    /// Forgets the calls and waits under way whose hooks come or go between two sets of kinds:
+    /// nobody sees them end, and they must not be taken for the beginning of later ones. Those
+    /// whose hooks stay are kept.
+    pub(super) fn forget_between(&mut self, old: u64, new: u64) {
+        let changes = |family: u64| (old & family == 0) != (new & family == 0);
+        if changes(hooks::GPU) {
+            clear(&mut self.in_flight);
+        }
+        if changes(hooks::MAPS | hooks::UNMAPS) {
+            clear(&mut self.maps.pending);
+        }
+        if changes(hooks::SCHED) {
+            clear(&mut self.maps.waiting);
+        }
     }
 
     /// Changes whose events are recorded.
@@ -332,25 +337,7 @@ where
     })
 }
 
-/// Two handles on the map of calls under way: the sensor thread's, and the view's.
-fn take_in_flight(ebpf: &mut Ebpf) -> Result<[InFlightMap; 2], SensorError> {
-    const NAME: &str = "IN_FLIGHT";
-    let broken = |detail: String| SensorError::Map { map: NAME, detail };
-    let Some(Map::HashMap(data)) = ebpf.take_map(NAME) else {
-        return Err(SensorError::Object {
-            detail: format!("map {NAME} is not in it"),
-        });
-    };
-    let id = data.info().map_err(|error| broken(chain(&error)))?.id();
-    let second = MapData::from_id(id).map_err(|error| broken(chain(&error)))?;
-    let open = |data| HashMap::try_from(Map::HashMap(data)).map_err(|error| broken(chain(&error)));
-    Ok([open(data)?, open(second)?])
-}
-
-fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>, if_any: u64) {
-    if if_any == 0 {
-        return;
-    }
+fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) {
     let keys: Vec<K> = map.keys().filter_map(Result::ok).collect();
     for key in keys {
         // Already gone is just as good.

@@ -190,6 +190,7 @@ impl Sensors {
             }
             if stop {
                 self.hooks.detach(&mut self.ebpf, 0);
+                self.forget_between(self.switches.kinds, 0);
                 self.shared.set_report(self.hooks.report());
                 return Ok(());
             }

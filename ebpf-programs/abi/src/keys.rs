@@ -24,7 +24,7 @@ pub const LOSS_RING_BUFFER: u32 = 0;
 pub const LOSS_COUNTER_MAP: u32 = 1;
 /// [`LOSS_SOURCES`]: a policy was too slow for its queue. Counted in user space.
 pub const LOSS_POLICY_QUEUE: u32 = 2;
-/// [`LOSS_SOURCES`]: no room to remember a call or a wait until its end.
+/// [`LOSS_SOURCES`]: no room to remember a call or a wait until its end, or its end was missed.
 pub const LOSS_STATE_MAP: u32 = 3;
 /// [`LOSS_SOURCES`]: the kernel did not run a program because another one was under way on
 /// that CPU (`recursion_misses`). Counted by the kernel, read in user space; whose is unknown.

@@ -28,6 +28,8 @@ struct Streak {
     culprit: Unit,
     windows: u32,
     last_ns: u64,
+    /// Beginning of the first window since then in which calls returned and nothing was contended.
+    calm_ns: Option<u64>,
     /// Records lost meanwhile.
     lost: u64,
 }
@@ -83,7 +85,7 @@ impl Episodes {
         course.note_use(tally, window);
         match found {
             Some(finding) => course.contended(options, class, window, finding, out),
-            None => course.streak = None,
+            None => course.calm(window),
         }
     }
 
@@ -111,6 +113,24 @@ impl Episodes {
     }
 }
 
+impl Streak {
+    /// Whether a new finding continues it: the time since the last one is covered by the calls that
+    /// returned now, or was silent and short.
+    fn goes_on(&self, options: &Options, window: &Window, finding: &Finding) -> bool {
+        let lasted_ns = finding.lasted_ns();
+        // A call longer than the window returned somewhere in it.
+        let reach_ns = if lasted_ns > window.length_ns {
+            lasted_ns.saturating_add(window.length_ns)
+        } else {
+            window.length_ns
+        };
+        let covered_ns = window.now_ns.saturating_sub(reach_ns);
+        let longest_gap = options.window_ns.saturating_mul(SILENT_WINDOWS);
+        covered_ns.saturating_sub(self.last_ns) <= longest_gap
+            && self.calm_ns.is_none_or(|calm_ns| calm_ns >= covered_ns)
+    }
+}
+
 impl Course {
     fn note_use(&mut self, tally: &Tally, window: &Window) {
         if let Some(episode) = &mut self.episode {
@@ -119,6 +139,16 @@ impl Course {
                 episode.used_ns = window.now_ns;
                 episode.shared = users > 1;
             }
+        }
+    }
+
+    /// Keeps the streak for now: a call may be under way that holds the driver all the time, and
+    /// its return says so.
+    fn calm(&mut self, window: &Window) {
+        if let Some(streak) = &mut self.streak {
+            let start_ns = window.now_ns.saturating_sub(window.length_ns);
+            streak.calm_ns.get_or_insert(start_ns);
+            streak.lost = streak.lost.saturating_add(window.lost);
         }
     }
 
@@ -139,25 +169,21 @@ impl Course {
             self.streak = None;
             return;
         }
-        let longest_gap = options.window_ns.saturating_mul(SILENT_WINDOWS);
-        let streak = match self.streak {
-            Some(streak)
-                if streak.culprit == finding.culprit
-                    && now_ns.saturating_sub(streak.last_ns) <= longest_gap =>
-            {
-                Streak {
-                    windows: streak.windows.saturating_add(1),
-                    last_ns: now_ns,
-                    lost: streak.lost.saturating_add(window.lost),
-                    ..streak
-                }
-            }
-            _ => Streak {
-                culprit: finding.culprit,
-                windows: 1,
-                last_ns: now_ns,
-                lost: window.lost,
-            },
+        let streak = self.streak.filter(|streak| {
+            streak.culprit == finding.culprit && streak.goes_on(options, window, &finding)
+        });
+        // A call of many windows is seen in one only, that of its return.
+        let windows = (finding.lasted_ns() / options.window_ns.max(1)).max(1);
+        let streak = Streak {
+            culprit: finding.culprit,
+            windows: streak
+                .map_or(0, |streak| streak.windows)
+                .saturating_add(u32::try_from(windows).unwrap_or(u32::MAX)),
+            last_ns: now_ns,
+            calm_ns: None,
+            lost: streak
+                .map_or(0, |streak| streak.lost)
+                .saturating_add(window.lost),
         };
         self.streak = Some(streak);
         if streak.windows < options.sustain {
@@ -200,7 +226,10 @@ impl Course {
         let hold_ns = options.hold_ns << episode.relapses.min(MAX_DOUBLINGS);
         let calm_ns = now_ns.saturating_sub(episode.contended_ns);
         let idle_ns = now_ns.saturating_sub(episode.used_ns);
-        if calm_ns > hold_ns || idle_ns >= options.idle_ns {
+        // A culprit of long calls may be in the next one already.
+        let finding = &episode.finding;
+        let long_ns = finding.lasted_ns().saturating_sub(finding.length_ns);
+        if calm_ns > hold_ns || idle_ns >= options.idle_ns.saturating_add(long_ns) {
             self.end(now_ns);
             return;
         }
@@ -261,13 +290,15 @@ fn ask(
 
 fn explain(request: Request, class: u32, episode: &Episode, now_ns: u64, lost: u64) -> Request {
     let finding = &episode.finding;
-    let held = finding.hold_ns as f64 / finding.length_ns.max(1) as f64;
+    // Calls that began before the window can have held for longer than it.
+    let span_ns = finding.length_ns.max(finding.hold_ns).max(1);
+    let held = finding.hold_ns as f64 / span_ns as f64;
     let reason = format!(
-        "{} held the driver of device class {class} for {:.0} % of a {:.1} s window, while {} {} \
+        "{} held the driver of device class {class} for {:.0} % of {:.1} s, while {} {} \
          spent {:.0} % of the time in the driver waiting",
         name(finding),
         held * 100.0,
-        finding.length_ns as f64 / 1e9,
+        span_ns as f64 / 1e9,
         finding.waiters,
         match (finding.within, finding.waiters) {
             (true, _) => "of the same workload",

@@ -13,13 +13,25 @@
 //! - others than the culprit spend `contention_ratio` of their time in the driver waiting,
 //! - that waiting is at least `min_busy_ratio` of the window,
 //!
-//! and so for `sustain` windows in a row with the same culprit.
+//! and so for `sustain` windows in a row with the same culprit. A call shows at its return only:
+//! one that held for many windows while others waited counts for as many, and calm windows
+//! meanwhile do not interrupt the row.
 //!
 //! # Who the culprit is
 //! The workload with the largest sum of hold. Never a waiter: its own waiting is not hold. It
 //! must have held at least `dominance` of all the time held (two equals have no culprit), and
 //! enough to explain a quarter of the others' waiting. If it does not, the real holder is out of
 //! sight (not watched, or its records were lost), and no one is accused in its place.
+//!
+//! # What hold assumes
+//! That the calls of one device class are served one at a time, as under one lock. Two things
+//! are charged to the wrong process:
+//! - calls that block without holding anything (KFD's `WAIT_EVENTS`, DRM's fence waits),
+//! - calls of independent GPUs that share one class.
+//!
+//! So leave this policy in observe mode for kfd and drm, or give each GPU a `[[devices]]` entry
+//! (and with it a class) of its own. Calls that fail are not taken for service: the first
+//! who waited for one is charged that time as hold.
 //!
 //! A workload is judged as one: ranks of one tensor-parallel job stand or fall together, and
 //! processes of one workload that wait for each other are no neighbour problem.

@@ -104,6 +104,14 @@ pub(crate) struct Finding {
     pub within: bool,
 }
 
+impl Finding {
+    /// The culprit's hold, as far as the others' waiting, summed up, matches it. More than the
+    /// window if a call that returned in it had begun before.
+    pub(crate) fn lasted_ns(&self) -> u64 {
+        self.hold_ns.min(self.wait_ns)
+    }
+}
+
 /// The thresholds.
 #[derive(Clone, Debug)]
 pub(crate) struct Judge {

@@ -55,7 +55,7 @@ fn threads(any: bool) -> Result<(), String> {
         .collect();
     if any {
         std::thread::spawn(|| std::process::exit(5));
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_mins(1));
     }
     for thread in threads {
         thread.join().map_err(|_| "a thread failed".to_owned())?;

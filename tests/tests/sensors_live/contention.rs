@@ -1,13 +1,18 @@
 //! One process holds a driver's lock while others wait for it: who holds is told from who waits.
+//! And what such a long call makes possible to see: hooks that come and go around it.
 //!
 //! Invariant: without userfaultfd, which makes the holder slow, a test says `SKIPPED`.
 
 use crate::support::*;
-use palisade_abi::{Kind, SampleGpu, kind};
+use palisade::sensors::{SensorOptions, WatchedDevice};
+use palisade_abi::{GpuCall, Kind, SampleGpu, kind};
 use palisade_core::WorkloadId;
 use std::{
-    os::fd::AsRawFd,
-    sync::Arc,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -77,26 +82,31 @@ struct Contention {
 
 const HOLD: Duration = Duration::from_millis(40);
 const ROUNDS: u32 = 10;
+/// Exit code of a holder that is not permitted userfaultfd.
+const NOT_PERMITTED: i32 = 77;
+
+/// Calls into the driver that take, and hold it, so long each.
+fn hold_for(device: &OwnedFd, each: Duration, rounds: u32) -> i32 {
+    let Some(page) = slow_page::new(each) else {
+        return NOT_PERMITTED;
+    };
+    for _ in 0..rounds {
+        // SAFETY: the kernel writes 8 bytes to the page, which nobody else looks at; giving it
+        // back makes the next touch slow again.
+        unsafe {
+            nix::libc::ioctl(device.as_raw_fd(), nix::libc::TIOCGWINSZ, page.as_ptr());
+            nix::libc::madvise(page.as_ptr(), slow_page::BYTES, nix::libc::MADV_DONTNEED);
+        }
+    }
+    0
+}
 
 impl Contention {
     /// All of them share one pty, whose size is read under the pty's lock.
     fn new() -> Self {
         let device = Arc::new(ptmx());
         let held = device.clone();
-        let holder = Child::new(move || {
-            let Some(page) = slow_page::new(HOLD) else {
-                return 77;
-            };
-            for _ in 0..ROUNDS {
-                // SAFETY: the kernel writes 8 bytes to the page, which nobody else looks at; giving
-                // it back makes the next touch slow again.
-                unsafe {
-                    nix::libc::ioctl(held.as_raw_fd(), nix::libc::TIOCGWINSZ, page.as_ptr());
-                    nix::libc::madvise(page.as_ptr(), slow_page::BYTES, nix::libc::MADV_DONTNEED);
-                }
-            }
-            0
-        });
+        let holder = Child::new(move || hold_for(&held, HOLD, ROUNDS));
         let waiter = || {
             let device = device.clone();
             Child::new(move || {
@@ -210,4 +220,119 @@ fn a_holder_out_of_sight_is_not_charged_to_those_who_wait_for_it() {
         .values()
         .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     assert!(sum.1 < sum.0 / 2, "latency and hold: {sum:?}");
+}
+
+#[test]
+fn a_flood_of_refused_calls_does_not_hide_a_holder() {
+    let name = "a_flood_of_refused_calls_does_not_hide_a_holder";
+    let Some(object) = object(name) else {
+        return;
+    };
+    let inside = Cgroup::new();
+    // The holder's own second thread floods, and so does a stranger.
+    let holder = Child::new(|| {
+        let (device, over) = (ptmx(), AtomicBool::new(false));
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    ask_nonsense(&device);
+                }
+            });
+            let code = hold_for(&device, HOLD, ROUNDS);
+            over.store(true, Ordering::Relaxed);
+            code
+        })
+    });
+    let stranger = Child::new(|| {
+        let (device, end) = (ptmx(), Instant::now() + HOLD * ROUNDS);
+        while Instant::now() < end {
+            ask_nonsense(&device);
+        }
+        0
+    });
+    inside.take(holder.pid);
+    // Only the holder's calls are told one by one.
+    let slow = WatchedDevice {
+        slow: HOLD / 2,
+        ..PTMX
+    };
+    let watch = Watch::new(
+        object,
+        SensorOptions {
+            devices: vec![slow],
+            ..options(&[&inside], &[Kind::GpuExit])
+        },
+    );
+    holder.start();
+    stranger.start();
+    holder.wait_done();
+    stranger.wait_done();
+    assert_eq!(stranger.finish(), 0);
+    if holder.finish() == NOT_PERMITTED {
+        eprintln!("SKIPPED {name}: userfaultfd is not permitted");
+        return;
+    }
+    let seen = watch.stop();
+    seen.assert_none_lost();
+    let calls: Vec<GpuCall> = seen.bodies(kind::GPU_EXIT);
+    let held: Vec<&GpuCall> = calls
+        .iter()
+        .filter(|call| u64::from(call.command) == nix::libc::TIOCGWINSZ)
+        .collect();
+    assert_eq!(held.len(), ROUNDS as usize);
+    for call in held {
+        assert!(call.hold_ns >= call.latency_ns / 10 * 9, "{call:?}");
+    }
+}
+
+#[test]
+fn a_call_under_way_outlives_a_new_kind_and_not_the_hooks() {
+    const LONG: Duration = Duration::from_secs(1);
+    let name = "a_call_under_way_outlives_a_new_kind_and_not_the_hooks";
+    let Some(object) = object(name) else {
+        return;
+    };
+    let inside = Cgroup::new();
+    let workload = WorkloadId(inside.id());
+    let holders = [(); 2].map(|()| Child::new(|| hold_for(&ptmx(), LONG, 1)));
+    for holder in &holders {
+        inside.take(holder.pid);
+    }
+    let watch = Watch::new(object, options(&[&inside], &[Kind::SampleGpu]));
+    let entered = || {
+        let end = Instant::now() + LONG / 2;
+        while !watch.view.in_call(workload) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
+        }
+        watch.view.in_call(workload)
+    };
+    let [first, second] = holders;
+    first.start();
+    let in_call = entered();
+    watch
+        .handle
+        .set_kinds(bits(&[Kind::SampleGpu, Kind::GpuExit]));
+    watch.wait_kinds(&[Kind::SampleGpu, Kind::GpuExit]);
+    let still_in_call = watch.view.in_call(workload);
+    first.wait_done();
+    if first.finish() == NOT_PERMITTED {
+        eprintln!("SKIPPED {name}: userfaultfd is not permitted");
+        return;
+    }
+    assert!(in_call && still_in_call);
+    watch.settle();
+
+    second.start();
+    assert!(entered());
+    watch.handle.set_kinds(0);
+    watch.wait_kinds(&[]);
+    assert!(!watch.view.in_call(workload), "nobody would see it return");
+    second.wait_done();
+    assert_eq!(second.finish(), 0);
+
+    let seen = watch.stop();
+    seen.assert_none_lost();
+    let samples: Vec<SampleGpu> = seen.bodies(kind::SAMPLE_GPU);
+    assert_eq!(samples.iter().map(|sample| sample.calls).sum::<u32>(), 1);
+    assert_eq!(seen.count(kind::GPU_EXIT), 1);
 }

@@ -14,6 +14,8 @@ pub struct Guest {
     pub version: &'static str,
     /// Further lines of the manifest's `[policy]` table.
     pub policy: &'static str,
+    /// Kinds in the manifest.
+    pub kinds: &'static str,
     /// Tables of the manifest.
     pub tables: &'static str,
     /// What `on-batch` does when it meets a poisoned record.
@@ -32,6 +34,7 @@ pub struct Guest {
 pub const GOOD: Guest = Guest {
     version: "1.0.0",
     policy: "",
+    kinds: "\"exec\"",
     tables: "",
     misdeed: "",
     init: "",
@@ -45,11 +48,16 @@ pub const GROW: &str = "(drop (memory.grow (i32.const 1000)))";
 /// A list that begins beyond the end of memory.
 pub const GARBAGE: &str = "(i32.store (i32.const 1024) (i32.const 0x7ffffff0))
     (i32.store (i32.const 1028) (i32.const 3)) (return (i32.const 1024))";
+/// 64 good requests, as many as a call may return.
+pub const MANY: &str = "(i32.store (i32.const 1024) (i32.const 131072))
+    (i32.store (i32.const 1028) (i32.const 64)) (return (i32.const 1024))";
 /// 65 good requests: one too many.
 pub const FLOOD: &str = "(i32.store (i32.const 1024) (i32.const 131072))
     (i32.store (i32.const 1028) (i32.const 65)) (return (i32.const 1024))";
 /// A request for a CPU weight of 0.
 pub const NONSENSE: &str = "(i32.store8 (i32.const 2024) (i32.const 1))";
+/// A request for a kill.
+pub const KILL: &str = "(i32.store8 (i32.const 2024) (i32.const 5))";
 /// 64 requests that share one reason of 124 KiB, zeros from memory that nothing else uses.
 pub const AMPLIFY: &str = "(i32.store (i32.const 2040) (i32.const 135168))
     (i32.store (i32.const 2044) (i32.const 126976))
@@ -67,17 +75,16 @@ impl Guest {
         let Self {
             version,
             policy,
+            kinds,
             tables,
             ..
         } = self;
+        let unless = |key: &str, line| if policy.contains(key) { "" } else { line };
         format!(
-            "[policy]\nname = \"counter\"\nversion = \"{version}\"\n{}{policy}\n\
-             [subscribe]\nkinds = [\"exec\"]\n{tables}\n",
-            if policy.contains("abi =") {
-                ""
-            } else {
-                "abi = 1\n"
-            },
+            "[policy]\nname = \"counter\"\nversion = \"{version}\"\n{}{}{policy}\n\
+             [subscribe]\nkinds = [{kinds}]\n{tables}\n",
+            unless("abi =", "abi = 1\n"),
+            unless("powers =", "powers = [\"alert\"]\n"),
         )
     }
 

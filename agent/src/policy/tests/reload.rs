@@ -94,6 +94,74 @@ fn a_new_version_that_crashes_is_rolled_back_and_the_old_one_sees_what_crashed_i
 }
 
 #[test]
+fn after_a_roll_back_nothing_of_the_new_version_s_state_is_left() {
+    let mut bed = Bed::new();
+    let old = Guest {
+        misdeed: guest::TRAP,
+        ..GOOD
+    };
+    let new = Guest {
+        version: "2.0.0",
+        ..old.clone()
+    };
+    bed.load("p", &old.build());
+    let mut numbers = Numbers::default();
+    bed.publish(&numbers.batch(10, SECOND));
+    bed.write("p", &new.build());
+    bed.engine.reload("p").unwrap();
+    bed.publish(&numbers.batch(10, 2 * SECOND));
+    // The new version's checkpoint is due after this one.
+    bed.publish(&numbers.batch(10, 9 * SECOND));
+    // Both crash over this: the new one, then the old one to which it is given again.
+    bed.publish(&numbers.with(1, 10 * SECOND, poison));
+    let (policy, state, from, to) = bed.until("restart", |event| match event {
+        PolicyEvent::Restarted {
+            policy,
+            state,
+            from_seq,
+            to_seq,
+        } => Some((policy.generation, *state, *from_seq, *to_seq)),
+        _ => None,
+    });
+    assert_eq!((policy, state, from, to), (1, Handover::Checkpoint, 2, 4));
+    bed.publish(&numbers.batch(1, 11 * SECOND));
+    let seen = bed.until("report", |event| report(event, "p"));
+    // 10 of the state at the swap and this one; it sees the gap.
+    assert_eq!(seen, (11, false));
+}
+
+#[test]
+fn a_version_that_is_refused_leaves_no_subscription_behind() {
+    let bed = Bed::new();
+    bed.load("p", &GOOD.build());
+    let kinds = || {
+        (
+            bed.engine.subscriptions(),
+            bed.engine.status()[0].kinds.clone(),
+        )
+    };
+    let before = kinds();
+    let more = Guest {
+        kinds: "\"exec\", \"exit\"",
+        ..GOOD
+    };
+    let refusing = Guest {
+        restore: "(return (call $no))",
+        ..more.clone()
+    };
+    bed.write("p", &refusing.build());
+    bed.engine.reload("p").unwrap_err();
+    assert_eq!(kinds(), before);
+    bed.write("p", &more.build());
+    bed.engine.reload("p").unwrap();
+    assert_eq!(kinds().1.len(), before.1.len() + 1);
+    // Neither does one refused while the version before the running one is kept.
+    bed.write("p", &refusing.build());
+    bed.engine.reload("p").unwrap_err();
+    assert_eq!(kinds().1.len(), before.1.len() + 1);
+}
+
+#[test]
 fn after_probation_a_crash_is_a_restart() {
     let mut bed = Bed::new();
     bed.load("p", &GOOD.build());

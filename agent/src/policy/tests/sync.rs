@@ -110,6 +110,7 @@ fn each_misdeed_is_the_right_strike() {
         (guest::AMPLIFY, StrikeKind::OverLimit, true, 0),
         (guest::FLOOD, StrikeKind::OverLimit, false, 64),
         (guest::NONSENSE, StrikeKind::Nonsense, false, 0),
+        (guest::KILL, StrikeKind::Nonsense, false, 0),
     ] {
         let (count, strike) = misdeed(guest);
         assert_eq!(
@@ -117,6 +118,32 @@ fn each_misdeed_is_the_right_strike() {
             (kind, fatal, requests),
             "{strike}"
         );
+    }
+}
+
+#[test]
+fn asking_for_too_much_over_many_calls_is_cut_and_struck() {
+    let mut instance = instance(&Guest {
+        misdeed: guest::MANY,
+        ..GOOD
+    });
+    let mut numbers = Numbers::default();
+    let mut second = |now_ns| {
+        let batches: Vec<_> = (0..1000).map(|_| numbers.with(1, now_ns, poison)).collect();
+        let deliveries = batches.iter().map(|batch| instance.deliver(batch, 0, 0));
+        let (requests, strikes): (Vec<_>, Vec<_>) = deliveries
+            .map(|delivery| (delivery.requests.len(), delivery.strikes))
+            .unzip();
+        (requests.iter().sum::<usize>(), strikes.concat())
+    };
+    for now_ns in [SECOND, 2 * SECOND] {
+        let (requests, strikes) = second(now_ns);
+        assert_eq!((requests, strikes.len()), (256, 1), "{strikes:?}");
+        assert_eq!(
+            (strikes[0].kind, strikes[0].fatal),
+            (StrikeKind::OverLimit, false)
+        );
+        assert!(strikes[0].detail.contains("too many requests"));
     }
 }
 
@@ -134,22 +161,66 @@ fn state_goes_from_one_instance_to_another() {
     assert_eq!(delivery.requests[0].severity, palisade_core::Severity::Info);
 }
 
+fn trapping_stepper() -> Stepper {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.wasm");
+    let guest = Guest {
+        misdeed: guest::TRAP,
+        ..GOOD
+    };
+    std::fs::write(&path, guest.build()).unwrap();
+    let shared = EngineShared::new(Arc::new(NoLookup)).unwrap();
+    Stepper::new(&shared, &source("p", &path), 1).unwrap()
+}
+
+/// The records that were lost, and what the guest said of those that it saw, call by call.
+fn lost_and_seen(events: &[PolicyEvent]) -> (Vec<u64>, Vec<u64>) {
+    let lost = events.iter().filter_map(|event| match event {
+        PolicyEvent::Lost { records, .. } => Some(*records),
+        _ => None,
+    });
+    let seen = events.iter().filter_map(|event| match event {
+        PolicyEvent::Output { requests, .. } => Some(requests),
+        _ => None,
+    });
+    let seen = seen.flatten().map(|request| match request.target {
+        palisade_core::Target::Workload(count) => count.0,
+        palisade_core::Target::Process(_) => 0,
+    });
+    (lost.collect(), seen.collect())
+}
+
+#[test]
+fn after_a_crash_the_rest_of_the_batch_is_given_and_the_crashing_call_told_as_lost() {
+    const CALL: u64 = MAX_RECORDS_PER_CALL as u64;
+    let mut stepper = trapping_stepper();
+    let mut numbers = Numbers::default();
+    let make = |number| match number {
+        5 => poison(5),
+        other => numbered(other),
+    };
+    let events = stepper.step(&numbers.with(2 * MAX_RECORDS_PER_CALL, 1, make), 0);
+    // The record that tells of the loss takes the place of one that it sees.
+    assert_eq!(lost_and_seen(&events), (vec![CALL], vec![CALL - 1, CALL]));
+    let restarted = |event: &PolicyEvent| matches!(event, PolicyEvent::Restarted { .. });
+    assert!(events.iter().any(restarted));
+}
+
+#[test]
+fn a_crash_at_the_end_of_a_batch_is_told_with_the_next_one() {
+    let mut stepper = trapping_stepper();
+    let mut numbers = Numbers::default();
+    let events = stepper.step(&numbers.with(3, 1, poison), 7);
+    assert_eq!(lost_and_seen(&events), (vec![7, 3], vec![]));
+    let events = stepper.step(&numbers.batch(MAX_RECORDS_PER_CALL, 2), 0);
+    let call = MAX_RECORDS_PER_CALL as u64;
+    assert_eq!(lost_and_seen(&events), (vec![], vec![call - 1, call]));
+}
+
 #[test]
 fn a_policy_driven_by_hand_behaves_as_in_the_agent() {
     let run = || {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("p.wasm");
-        std::fs::write(
-            &path,
-            Guest {
-                misdeed: guest::TRAP,
-                ..GOOD
-            }
-            .build(),
-        )
-        .unwrap();
-        let shared = EngineShared::new(Arc::new(NoLookup)).unwrap();
-        let mut stepper = Stepper::new(&shared, &source("p", &path), 1).unwrap();
+        let mut stepper = trapping_stepper();
         let mut numbers = Numbers::default();
         let mut events = stepper.step(&numbers.batch(3, SECOND), 0);
         for _ in 0..5 {

@@ -154,6 +154,61 @@ fn a_calm_window_interrupts_the_streak_and_a_silent_one_does_not() {
     );
 }
 
+/// A second in which the driver is only asked short things, or nothing.
+fn calm() -> [Load; 1] {
+    [(Proc::new(1, 1), 5, 1, 1)]
+}
+
+/// One second in which calls of `held_ms` return for which others waited `waited_ms`.
+fn long_calls_return(
+    harness: &mut Harness<GpuContention>,
+    held_ms: u64,
+    waited_ms: u64,
+) -> Vec<Request> {
+    harness.advance_ms(500);
+    for (proc, ..) in waiters(3) {
+        harness.push(proc.sample_gpu(0, 1, waited_ms * MS, MS));
+    }
+    harness.push(holder().0.sample_gpu(0, 1, held_ms * MS, held_ms * MS));
+    let mut requests = harness.deliver();
+    harness.advance_ms(500);
+    requests.extend(harness.tick());
+    requests
+}
+
+#[test]
+fn a_holder_of_very_long_calls_is_named() {
+    for between in [&[][..], &calm()] {
+        for sustain in [2, 20] {
+            let mut harness = policy(&[("sustain", sustain.into())]);
+            let mut requests = Vec::new();
+            for _ in 0..6 {
+                requests.extend(seconds(&mut harness, 9, between));
+                requests.extend(long_calls_return(&mut harness, 10_000, 10_000));
+            }
+            let (alerts, asks): (Vec<_>, Vec<_>) = requests
+                .iter()
+                .partition(|request| request.action == Action::Alert);
+            assert_eq!(alerts.len(), 1, "one episode: {requests:#?}");
+            assert!(!asks.is_empty());
+            let reason = &alerts[0].reason;
+            assert!(reason.contains("for 100 % of 10.0 s"), "{reason}");
+            let held = |request: &&Request| request.target == Target::Workload(BATCH);
+            assert!(requests.iter().all(|request| held(&request)));
+        }
+    }
+}
+
+#[test]
+fn a_long_call_counts_for_the_time_that_others_waited() {
+    let mut harness = policy(&[]);
+    for _ in 0..6 {
+        let mut requests = seconds(&mut harness, 9, &calm());
+        requests.extend(long_calls_return(&mut harness, 10_000, 300));
+        assert_eq!(requests, []);
+    }
+}
+
 #[test]
 fn negative_controls_stay_quiet() {
     let service = Proc::new(1, SERVICE);
