@@ -1,7 +1,6 @@
 //! What the README tells a newcomer to type works from a checkout that has been built.
 //!
 //! Invariant: nothing is installed outside of the test's own folder.
-#![allow(clippy::unwrap_used)]
 
 use palisade::config::DEFAULT_CONFIG_FILE;
 use palisade_tests::binaries;

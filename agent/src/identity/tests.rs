@@ -451,7 +451,10 @@ fn kernel_threads_and_the_first_process_are_told_as_such() {
     if !facts.alive {
         // More than are looked at, or (in a container) than can be: refused, with the reason.
         let why = facts.detail;
-        assert!(why.contains("too many") || why.contains("cannot be seen"), "{why}");
+        assert!(
+            why.contains("too many") || why.contains("cannot be seen"),
+            "{why}"
+        );
         return;
     }
     assert!(facts.members.iter().any(|member| member.process.pid == 1));
