@@ -142,9 +142,9 @@ impl Judge {
                 records,
                 batch,
             } => {
-                tracing::warn!(policy = %policy.name, records, batch, "policy queue full: records lost");
+                tracing::warn!(policy = %policy.name, records, batch, "records did not reach the policy: its queue was full, or it crashed over them");
                 self.shared.audit.append(Entry::Loss {
-                    source: "policy-queue".to_owned(),
+                    source: "policy".to_owned(),
                     count: records,
                     policy: Some(policy.name.clone()),
                     workload: None,

@@ -173,7 +173,9 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
     if let Err(error) = audit.close() {
         tracing::error!("the audit log could not be closed: {error}");
     }
-    result.map(|_| exit::OK)
+    let why = result?;
+    tracing::info!("stopped: {why}");
+    Ok(exit::OK)
 }
 
 /// Policies, sensors and the control socket, from their start to their end. Returns why it ended.
