@@ -70,6 +70,8 @@ pub fn demo(arguments: &[String]) -> Result<ExitCode> {
 /// Builds, then runs the benchmarks.
 pub fn bench(arguments: &[String]) -> Result<ExitCode> {
     build(Profile::Release)?;
+    // The reaction is measured with a guest of the tests.
+    wasm::build_guests(&setup::setup()?)?;
     let mut command = cargo();
     command
         .args([
