@@ -55,11 +55,13 @@ pub fn soak() -> bool {
 /// Folder of the workspace's binaries of this build profile.
 pub fn binaries() -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
-    // target/PROFILE/deps/name-hash
-    exe.ancestors()
-        .nth(2)
-        .map(Path::to_path_buf)
-        .unwrap_or_default()
+    let folder = exe.parent().unwrap_or(Path::new("/"));
+    // Tests are target/PROFILE/deps/NAME-HASH, programs target/PROFILE/NAME.
+    if folder.ends_with("deps") {
+        folder.parent().unwrap_or(folder).to_path_buf()
+    } else {
+        folder.to_path_buf()
+    }
 }
 
 /// A component that `./x` built: `policy("gpu-contention")`, `policy("guests/spin")`.

@@ -24,17 +24,18 @@ pub fn build(profile: Profile) -> Result<()> {
         wasm::build_guests(&toolchain)?;
     }
     let mut command = cargo();
-    command.args([
-        "build",
-        "--locked",
-        "--package",
-        "palisade",
-        "--package",
-        "palisade-workloads",
-    ]);
-    if matches!(profile, Profile::Release) {
-        command.arg("--release");
-    }
+    command.args(["build", "--locked"]);
+    match profile {
+        Profile::Release => command.args([
+            "--release",
+            "--package",
+            "palisade",
+            "--package",
+            "palisade-workloads",
+        ]),
+        // The tests too, with the features that they will run with: dependencies are compiled once.
+        Profile::Dev => command.args(["--workspace", "--all-targets"]),
+    };
     step("agent", &mut command)
 }
 
@@ -73,17 +74,16 @@ pub fn bench(arguments: &[String]) -> Result<ExitCode> {
     // The reaction is measured with a guest of the tests.
     wasm::build_guests(&setup::setup()?)?;
     let mut command = cargo();
-    command
-        .args([
-            "bench",
-            "--locked",
-            "--quiet",
-            "--package",
-            "palisade-tests",
-            "--bench",
-            "ratios",
-            "--",
-        ])
-        .args(arguments);
+    command.args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "palisade-tests",
+        "--bins",
+    ]);
+    step("benchmarks", &mut command)?;
+    let mut command = Command::new(root().join("target/release/ratios"));
+    command.current_dir(root()).args(arguments);
     foreground(&mut command)
 }

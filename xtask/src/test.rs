@@ -1,7 +1,7 @@
 //! Tests and lints.
 
 use crate::build::{Profile, build};
-use crate::process::{cargo, output, step, stream};
+use crate::process::{cargo, output, root, step, stream};
 use anyhow::{Result, bail};
 use std::process::{Command, ExitCode};
 
@@ -18,48 +18,28 @@ pub enum Size {
 pub fn test(arguments: &[String], size: Size) -> Result<ExitCode> {
     build(Profile::Dev)?;
     let mut tally = Tally::default();
-    // Pure tests run side by side; live ones share the kernel and one agent lock, so one at a time.
-    let mut pure = cargo();
-    pure.args([
-        "test",
-        "--locked",
-        "--no-fail-fast",
-        "--workspace",
-        "--exclude",
-        "palisade-tests",
-    ])
-    .args(arguments);
-    pure.args(["--", "--nocapture"]);
-    let mut live = cargo();
-    live.args([
-        "test",
-        "--locked",
-        "--no-fail-fast",
-        "--package",
-        "palisade-tests",
-    ])
-    .args(arguments);
-    live.args(["--", "--nocapture", "--test-threads=1"]);
+    // All of them in one call, so that dependencies are compiled for one set of features; one at a
+    // time, because the live ones share the kernel.
+    let mut command = cargo();
+    command
+        .args(["test", "--locked", "--no-fail-fast", "--workspace"])
+        .args(arguments)
+        .args(["--", "--nocapture", "--test-threads=1"])
+        .env("RUST_BACKTRACE", "1")
+        .env("PALISADE_GUESTS", root().join("target/policies/guests"));
+    if size == Size::Soak {
+        command.env("PALISADE_SOAK", "1");
+    }
     // The live tests need root; cargo itself stays the user.
-    let root = output(Command::new("id").arg("-u")).is_some_and(|uid| uid == "0");
-    if !root && output(Command::new("sudo").arg("--version")).is_some() {
-        let runner = format!(
-            "CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER",
-            std::env::consts::ARCH.to_uppercase()
-        );
-        live.env(runner, "sudo -E");
-    }
-    let mut good = true;
-    for command in [&mut pure, &mut live] {
+    let user = output(Command::new("id").arg("-u")).is_some_and(|uid| uid != "0");
+    if user && output(Command::new("sudo").arg("--version")).is_some() {
+        let arch = std::env::consts::ARCH.to_uppercase();
         command.env(
-            "PALISADE_GUESTS",
-            crate::process::root().join("target/policies/guests"),
+            format!("CARGO_TARGET_{arch}_UNKNOWN_LINUX_GNU_RUNNER"),
+            "sudo -E",
         );
-        if size == Size::Soak {
-            command.env("PALISADE_SOAK", "1");
-        }
-        good &= stream(command.env("RUST_BACKTRACE", "1"), |line| tally.see(line))?;
     }
+    let good = stream(&mut command, |line| tally.see(line))?;
     if !tally.skips.is_empty() {
         println!("\nskipped here:");
         for skip in &tally.skips {
@@ -126,7 +106,7 @@ pub fn lint() -> Result<()> {
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
     let mut bpf_format = cargo();
     bpf_format
-        .current_dir(crate::process::root().join("ebpf-programs"))
+        .current_dir(root().join("ebpf-programs"))
         .args(["fmt", "--check"]);
     step("format of the kernel programs", &mut bpf_format)?;
     step(
@@ -144,12 +124,12 @@ pub fn lint() -> Result<()> {
     let long = output(
         Command::new("git")
             .args(["ls-files", "*.rs"])
-            .current_dir(crate::process::root()),
+            .current_dir(root()),
     )
     .unwrap_or_default();
     for file in long.lines() {
-        let lines = std::fs::read_to_string(crate::process::root().join(file))
-            .map_or(0, |text| text.lines().count());
+        let lines =
+            std::fs::read_to_string(root().join(file)).map_or(0, |text| text.lines().count());
         if lines > 500 {
             bail!("{file} has {lines} lines; past 500 a file is asking to be two");
         }
