@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod ebpf_object;
+pub mod exit;
 pub mod identity;
 pub mod policy;
 pub mod recording;

@@ -1,7 +1,8 @@
 //! The `palisade` command: parse, run, and turn the result into an exit code.
 
 use clap::Parser;
-use palisade::cli::{self, Cli, exit};
+use palisade::cli::{self, Cli};
+use palisade::exit;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -3,8 +3,8 @@
 //! Invariants: the same recording with the same policies and configuration gives the same lines, byte for byte.
 //! Nothing is acted on: every effect is answered as done. Identity comes from the recording alone.
 
-use crate::cli::exit::{self, coded};
 use crate::config::Config;
+use crate::exit::{self, coded};
 use crate::identity::ScopeRoots;
 use crate::policy::{EngineShared, Lookup, PolicyEvent, ProcessFacts, Stepper, WorkloadFacts};
 use crate::recording::{Frame, Identity, Reader};
@@ -12,8 +12,8 @@ use crate::runtime::options;
 use anyhow::{Context, Result};
 use palisade_abi::{Lost, kind};
 use palisade_core::{
-    ActOutcome, Core, Effect, Input, Member, PolicyOutput, ProcessId, ProtectList, Target,
-    TargetFacts, WorkloadId,
+    ActOutcome, Core, Effect, Grant, Input, Member, PolicyOutput, PolicyRef, ProcessId,
+    ProtectList, Target, TargetFacts, WorkloadId,
 };
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -93,9 +93,10 @@ pub fn replay(path: &Path, config: &Config) -> Result<Outcome> {
     }
     let mut player = Player {
         core: &mut core,
+        grants,
         outcome: Outcome::default(),
     };
-    player.step(0, Input::Policies(grants));
+    player.step(0, Input::Policies(player.grants.clone()));
     for frame in Reader::open(path).with_context(|| format!("cannot replay {}", path.display()))? {
         match frame {
             Ok(Frame::Batch(batch)) => {
@@ -140,6 +141,7 @@ pub fn replay(path: &Path, config: &Config) -> Result<Outcome> {
 
 struct Player<'a> {
     core: &'a mut Core,
+    grants: Vec<(PolicyRef, Grant)>,
     outcome: Outcome,
 }
 
@@ -211,8 +213,25 @@ impl Player<'_> {
                     "policy '{}' was ejected at batch {batch}: {reason}",
                     policy.name
                 ));
+                self.grants.retain(|(other, _)| other.name != policy.name);
+                self.step(now_ns, Input::Policies(self.grants.clone()));
             }
-            _ => {}
+            PolicyEvent::Lost {
+                policy, records, ..
+            } => {
+                let missed = Input::Missed {
+                    policy: policy.name,
+                    count: records,
+                };
+                self.step(now_ns, missed);
+            }
+            // One instance plays all through: it is not loaded, reloaded or rolled back here.
+            PolicyEvent::Loaded { .. }
+            | PolicyEvent::Rejected { .. }
+            | PolicyEvent::Unloaded { .. }
+            | PolicyEvent::Restarted { .. }
+            | PolicyEvent::RolledBack { .. }
+            | PolicyEvent::Log { .. } => {}
         }
     }
 

@@ -33,6 +33,10 @@ pub fn cannot_run_live() -> Option<String> {
         return Some("not root".into());
     }
     if palisade::ebpf_object::embedded().is_none() {
+        assert!(
+            std::env::var_os("PALISADE_BUILT").is_none(),
+            "./x test built the eBPF object, but it is not in this program"
+        );
         return Some("built without the eBPF object (run ./x test)".into());
     }
     let capabilities = sensors::capabilities(None, false);

@@ -129,19 +129,23 @@ fn observing_changes_nothing_and_records_what_would_have_been_done() {
 fn kill_minus_nine_of_the_agent_leaves_nothing_throttled() {
     live_or_skip!("kill_minus_nine_of_the_agent_leaves_nothing_throttled");
     let cgroup = TestCgroup::new("kill9").unwrap();
-    let mut agent = Agent::start(&config(&cgroup, "enforce", 60_000)).unwrap();
     let _burner = target(&cgroup, &["burn", "60000"]);
-    eventually("the quota", || cgroup.quota_permille()).unwrap();
-    agent.ward.0.kill().unwrap();
-    let dead = Instant::now();
-    eventually("the keeper's undo", || {
-        cgroup.quota_permille().is_none().then_some(())
-    })
-    .unwrap();
-    eprintln!(
-        "MEASURED keeper undo after kill -9: {:.1} ms",
-        dead.elapsed().as_secs_f64() * 1e3
-    );
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let mut agent = Agent::start(&config(&cgroup, "enforce", 60_000)).unwrap();
+        eventually("the quota", || cgroup.quota_permille()).unwrap();
+        agent.ward.0.kill().unwrap();
+        let dead = Instant::now();
+        eventually("the keeper's undo", || {
+            cgroup.quota_permille().is_none().then_some(())
+        })
+        .unwrap();
+        took.push(dead.elapsed());
+    }
+    took.sort();
+    eprintln!("MEASURED keeper's undo after kill -9 of the agent: {took:?}");
+    // A bound that is promised, not a benchmark. The median: others use this machine too.
+    assert!(took[1] <= Duration::from_millis(100), "{took:?}");
 }
 
 #[test]

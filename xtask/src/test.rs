@@ -26,6 +26,7 @@ pub fn test(arguments: &[String], size: Size) -> Result<ExitCode> {
         .args(arguments)
         .args(["--", "--nocapture", "--test-threads=1"])
         .env("RUST_BACKTRACE", "1")
+        .env("PALISADE_BUILT", "1")
         .env("PALISADE_GUESTS", root().join("target/policies/guests"));
     if size == Size::Soak {
         command.env("PALISADE_SOAK", "1");

@@ -272,6 +272,16 @@ pub(super) fn mark_undone(
     write_once(&mut file, &line).map_err(|e| wrong("write", &path, e))
 }
 
+/// What the journal in `dir` says is in force, without changing anything.
+pub fn peek(dir: &Path) -> Result<Vec<Lease>, JournalError> {
+    let loaded = load(dir, &boot_id()?)?;
+    Ok(loaded
+        .entries
+        .into_iter()
+        .map(|(_, entry)| entry.lease)
+        .collect())
+}
+
 /// Reads a journal file; a missing one is empty. Never fails for what is in it.
 pub(super) fn load(dir: &Path, boot: &str) -> Result<Loaded, JournalError> {
     let path = path(dir);

@@ -21,7 +21,7 @@ mod story;
 #[cfg(test)]
 mod tests;
 
-use crate::cli::exit;
+use crate::exit;
 use anyhow::{Context, Result};
 use claims::Claim;
 use clap::Args;

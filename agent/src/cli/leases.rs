@@ -60,21 +60,17 @@ pub(super) fn run(args: &LeasesArgs, paths: &Paths) -> Result<u8> {
 
 /// From the running agent, else from the journal that the last one left.
 fn held(paths: &Paths) -> Result<serde_json::Value> {
-    let folders = paths.resolve()?;
-    let Ok(_lock) = control::lock(&folders.run_dir) else {
-        return paths.call(&Request::Leases);
-    };
-    let dir = folders.leases_dir();
-    let (_, recovered) = act::Journal::open(&dir)
+    let asked = paths.call(&Request::Leases);
+    match &asked {
+        Err(error) if exit::of(error) == exit::AGENT => {}
+        _ => return asked,
+    }
+    let dir = paths.resolve()?.leases_dir();
+    let leases = act::journal::peek(&dir)
         .with_context(|| format!("cannot read the lease journal in {}", dir.display()))?;
-    if !recovered.orphans.is_empty() {
+    if !leases.is_empty() {
         eprintln!("palisade: no agent is running; to put everything back: palisade leases release");
     }
-    let leases: Vec<_> = recovered
-        .orphans
-        .into_iter()
-        .map(|entry| entry.lease)
-        .collect();
     Ok(serde_json::to_value(leases)?)
 }
 

@@ -3,7 +3,6 @@
 pub mod audit;
 pub mod demo;
 pub mod doctor;
-pub mod exit;
 mod leases;
 mod policy;
 mod replay;
@@ -13,6 +12,7 @@ pub mod style;
 
 use crate::config::{self, Config};
 use crate::control;
+use crate::exit;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;

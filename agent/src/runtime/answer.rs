@@ -70,10 +70,12 @@ pub(super) fn serve(
             thread = alarm.rung() => anyhow::bail!("the thread '{thread}' ended; the log above says why"),
             result = &mut server => {
                 result.context("the control socket failed")?;
-                "fault: the control socket ended"
+                anyhow::bail!("the control socket ended");
             }
         };
         let _ = closing.send(());
+        // Answers that are under way are still given.
+        let _ = server.await;
         Ok(why.to_owned())
     })
 }
@@ -90,7 +92,14 @@ async fn follow_roots(config: &Config, shared: &Shared, layout: &Layout) {
             .map(|root| layout.workload_id(root).ok())
             .collect()
     };
+    // Whatever the sensors were started with: a root may have come anew since.
     let mut known = look();
+    let tell = |ids: &[Option<WorkloadId>]| {
+        if let Some(sensors) = shared.sensors.get() {
+            sensors.set_scope(Scope::Cgroups(ids.iter().flatten().copied().collect()));
+        }
+    };
+    tell(&known);
     let mut timer = tokio::time::interval(ROOTS_EVERY);
     loop {
         timer.tick().await;
@@ -112,9 +121,7 @@ async fn follow_roots(config: &Config, shared: &Shared, layout: &Layout) {
             tracing::warn!("{text}");
             shared.audit.append(Entry::Note { text });
         }
-        if let Some(sensors) = shared.sensors.get() {
-            sensors.set_scope(Scope::Cgroups(now.iter().flatten().copied().collect()));
-        }
+        tell(&now);
         known = now;
     }
 }
@@ -128,8 +135,12 @@ impl Handler for Desk {
             Request::Leases => self
                 .core()
                 .map_or_else(|error| error, |core| Response::ok(&core["core"]["leases"])),
-            Request::LeaseRelease { id } => self.told(|reply| Message::Release(id, reply)),
-            Request::Disarm { on } => self.told(|reply| Message::Disarm(on, reply)),
+            Request::LeaseRelease { id } => {
+                self.told(ErrorCode::NotFound, |reply| Message::Release(id, reply))
+            }
+            Request::Disarm { on } => {
+                self.told(ErrorCode::Failed, |reply| Message::Disarm(on, reply))
+            }
             Request::Stop => {
                 self.stop.notify_one();
                 Response::ok("stopping")
@@ -151,8 +162,16 @@ impl Desk {
         answer.recv_timeout(CORE_PATIENCE).map_err(|_| gone())
     }
 
-    fn told(&self, message: impl FnOnce(SyncSender<String>) -> Message) -> Response {
-        self.ask(message).map_or_else(|error| error, Response::ok)
+    fn told(
+        &self,
+        failure: ErrorCode,
+        message: impl FnOnce(SyncSender<Result<String, String>>) -> Message,
+    ) -> Response {
+        match self.ask(message) {
+            Ok(Ok(done)) => Response::ok(done),
+            Ok(Err(why)) => Response::error(failure, why),
+            Err(silence) => silence,
+        }
     }
 
     fn core(&self) -> Result<Value, Response> {

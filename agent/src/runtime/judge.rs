@@ -36,9 +36,12 @@ pub(super) enum Message {
         source: &'static str,
     },
     /// The operator turned the kill switch.
-    Disarm(bool, SyncSender<String>),
+    Disarm(bool, SyncSender<Result<String, String>>),
     /// The operator releases leases.
-    Release(Option<palisade_core::LeaseId>, SyncSender<String>),
+    Release(
+        Option<palisade_core::LeaseId>,
+        SyncSender<Result<String, String>>,
+    ),
     /// Somebody wants to know.
     Status(SyncSender<serde_json::Value>),
     /// The agent is to end.
@@ -54,6 +57,8 @@ pub(super) struct Judge {
     act: Sender<Job>,
     recordable: bool,
     decisions: u64,
+    /// Effects that were handed over and have not come back as an outcome.
+    under_way: u64,
     /// Effects that were held back because their intent could not be recorded.
     not_done: Vec<(Effect, ActOutcome)>,
 }
@@ -73,6 +78,7 @@ impl Judge {
             act,
             recordable: true,
             decisions: 0,
+            under_way: 0,
             not_done: Vec::new(),
         }
     }
@@ -85,7 +91,8 @@ impl Judge {
         let mut stopping: Option<u64> = None;
         loop {
             let now = crate::act::now_ns();
-            if stopping.is_some_and(|until| now >= until || self.core.leases().next().is_none()) {
+            let done = self.under_way == 0 && self.core.leases().next().is_none();
+            if stopping.is_some_and(|until| now >= until || done) {
                 return;
             }
             let next = self.core.next_deadline().map_or(LONGEST_WAIT, |at| {
@@ -135,6 +142,7 @@ impl Judge {
         match message {
             Message::Policy(event) => self.policy(event),
             Message::Outcome(effect, outcome) => {
+                self.under_way = self.under_way.saturating_sub(1);
                 if let Some(id) = effect_id(&effect) {
                     if let Some(entry) = Entry::after(&effect, outcome.clone()) {
                         self.shared.audit.append(entry);
@@ -169,10 +177,12 @@ impl Judge {
                     text: text.to_owned(),
                 });
                 self.step(Input::Disarm(on));
-                // Said only once it is certain to outlast the agent.
+                // Good news only once it is certain to outlast the agent.
                 let answer = match self.shared.marker.set(on) {
-                    Ok(()) => text.to_owned(),
-                    Err(error) => format!("{text}; it will be forgotten at a restart: {error}"),
+                    Ok(()) => Ok(text.to_owned()),
+                    Err(error) => Err(format!(
+                        "{text}; but a restart will not know of it: {error}"
+                    )),
                 };
                 let _ = reply.try_send(answer);
             }
@@ -183,7 +193,11 @@ impl Judge {
                     .filter(|held| lease.is_none_or(|id| id == held.id))
                     .count();
                 self.step(Input::Release(lease));
-                let _ = reply.try_send(format!("{held} lease(s) released"));
+                let answer = match lease {
+                    Some(id) if held == 0 => Err(format!("there is no lease {}", id.0)),
+                    _ => Ok(format!("{held} lease(s) released")),
+                };
+                let _ = reply.try_send(answer);
             }
             Message::Status(reply) => {
                 let leases: Vec<_> = self.core.leases().cloned().collect();
@@ -203,6 +217,7 @@ impl Judge {
         }
         // Only now, so that the effects of one step keep their order.
         for (effect, outcome) in std::mem::take(&mut self.not_done) {
+            self.under_way += 1;
             self.hear(Message::Outcome(Box::new(effect), outcome));
         }
     }
@@ -243,6 +258,9 @@ impl Judge {
                 self.shared.audit.append(entry);
             }
         }
+        // Only a renewal has no outcome to wait for.
+        let answered = effect_id(&effect).is_some();
+        self.under_way += u64::from(answered);
         if self.act.send(Job::Effect(effect)).is_err() {
             tracing::error!("the act thread has ended; the keeper undoes what is in force");
         }

@@ -1,4 +1,4 @@
-//! The only place that starts threads: it joins the rooms, and takes them apart in order.
+//! Joins the rooms, starts the threads between them, and takes them apart in order.
 //!
 //! Order of the start: lock, keeper (a process, before any thread), audit log, journal and its orphans, executor,
 //! core thread, policies, sensors, control socket. The stop is the reverse, except that sensors end first:
@@ -15,9 +15,9 @@ mod watch;
 
 use crate::act::{self, Executor, ExecutorOptions, Journal, Keeper};
 use crate::audit::{self, Audit, AuditError, Entry};
-use crate::cli::exit::{self, coded};
 use crate::config::Config;
 use crate::control::{self, LockError};
+use crate::exit::{self, coded};
 use crate::identity::{self, ScopeRoots, Tables, layout::Layout};
 use crate::policy::{Engine, EngineOptions, Events, PolicyEvent};
 use crate::sensors::{InFlightView, SensorHandle, Sensors};
@@ -225,6 +225,8 @@ fn guard(
     let _ = shared.in_flight.set(sensors.in_flight());
     let _ = shared.sensors.set(handle.clone());
     let _ = shared.engine.set(engine.0.clone());
+    // A policy file may have changed since the first look at the subscriptions.
+    shared.subscribe();
     let report = sensors.report();
     for missing in report.missing() {
         tracing::warn!("a subscribed signal is not to be had here: {missing:?}");

@@ -6,7 +6,7 @@
 use super::screen::{Screen, Tone};
 use super::settings::{POLICIES, configuration};
 use super::stage::Folder;
-use crate::cli::exit;
+use crate::exit;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
