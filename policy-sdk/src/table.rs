@@ -1,11 +1,12 @@
 //! A map that cannot grow without limit.
 
+use rustc_hash::FxBuildHasher;
 use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hash};
+use std::hash::Hash;
 
 /// A map with a capacity. When it is full, the quarter that was touched least recently goes, in
-/// one sweep: a flood of new keys costs a constant time per key.
+/// one sweep: a flood of new keys costs a constant time per key. The hash is quick and not keyed: the
+/// same inputs give the same order everywhere, and keys are the kernel's numbers, bounded in count.
 ///
 /// ```
 /// use palisade_policy_sdk::BoundedMap;
@@ -17,8 +18,8 @@ use std::hash::{BuildHasher, Hash};
 /// assert_eq!(map.evicted(), 96);
 /// ```
 #[derive(Clone, Debug)]
-pub struct BoundedMap<K, V, S = RandomState> {
-    entries: HashMap<K, (u64, V), S>,
+pub struct BoundedMap<K, V> {
+    entries: HashMap<K, (u64, V), FxBuildHasher>,
     capacity: usize,
     touch: u64,
     evicted: u64,
@@ -28,15 +29,13 @@ impl<K: Eq + Hash + Clone, V> BoundedMap<K, V> {
     /// An empty map for at most `capacity` entries (at least 1).
     pub fn new(capacity: usize) -> Self {
         Self {
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             capacity: capacity.max(1),
             touch: 0,
             evicted: 0,
         }
     }
-}
 
-impl<K: Eq + Hash + Clone, V, S: BuildHasher> BoundedMap<K, V, S> {
     /// The value of a key, made if it is not there. Touches the entry.
     pub fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
         if self.entries.len() >= self.capacity && !self.entries.contains_key(&key) {

@@ -236,8 +236,8 @@ fn reaction() {
     let rounds = if soak() { 2000 } else { 200 };
     let cgroup = TestCgroup::new("reaction").expect("cgroup");
     let config = format!(
-        "[watch]\ncgroups = [{:?}]\n[[devices]]\nname = \"ptmx\"\npath = \"/dev/ptmx\"\nslow = \"0ms\"\n[budget]\nactions-per-minute = 100000\n\
-         [policies.react]\npath = {:?}\nmode = \"enforce\"\npower = \"signal\"\ncooldown = \"0s\"\nactions-per-minute = 100000\n",
+        "[watch]\ncgroups = [{:?}]\n[[devices]]\nname = \"ptmx\"\npath = \"/dev/ptmx\"\nslow = \"0ms\"\n[budget]\nactions-per-minute = 10000\n\
+         [policies.react]\npath = {:?}\nmode = \"enforce\"\npower = \"signal\"\ncooldown = \"0s\"\nactions-per-minute = 10000\n",
         cgroup.path(),
         policy("guests/react"),
     );

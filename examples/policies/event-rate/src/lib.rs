@@ -2,6 +2,7 @@
 //!
 //! The smallest policy that keeps state per process: read it first. The benchmarks run it too,
 //! in the sandbox and natively, because a counter per process is what most policies begin with.
+#![deny(unsafe_code)]
 
 use palisade_policy_sdk::{
     BoundedMap, Policy, ProcessId, Record, Request, Requests, SECOND, Settings, Target,
