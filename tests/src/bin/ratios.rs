@@ -78,47 +78,56 @@ fn wasm_against_native() {
         "policy evaluation, a counter per process ({PROCESSES} processes), WASM against the same code native"
     );
     println!(
-        "{:>8} {:>16} {:>16} {:>10}",
-        "batch", "WASM ns/record", "native ns/record", "ratio"
+        "{:>8} {:>16} {:>16} {:>10} {:>24}",
+        "batch", "WASM ns/record", "native ns/record", "ratio", "WASM, no table, ns/record"
     );
     let shared = EngineShared::new(Arc::new(NoLookup)).expect("engine");
     let limits = Limits::default();
-    let compiled = Compiled::load(&shared, &policy("event-rate"), limits.file_bytes)
-        .expect("event-rate.wasm: run ./x build");
-    let settings = [("max-per-second".to_owned(), Setting::Integer(NEVER))];
+    let instance = |name: &str, setting: &str| {
+        let compiled = Compiled::load(&shared, &policy(name), limits.file_bytes)
+            .expect("a policy: run ./x build");
+        let settings = [(setting.to_owned(), Setting::Integer(NEVER))];
+        Instance::new(&shared, &compiled, &settings, &limits).expect("instance")
+    };
     for size in [64, 256, 512, 1024] {
         let batch = records(size);
-        let calls = RECORDS / size;
-        let mut wasm = Instance::new(&shared, &compiled, &settings, &limits).expect("instance");
+        let mut wasm = instance("event-rate", "max-per-second");
+        // Looks at each record and keeps one number: what a call and its copy cost.
+        let mut plain = instance("guests/counter", "report_every");
         let mut native =
             Harness::<EventRate>::with(&[("max-per-second", NEVER.into())]).expect("native policy");
-        let mut sides = (Vec::new(), Vec::new());
+        let (mut in_wasm, mut in_native, mut in_plain) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            let start = Instant::now();
-            for call in 0..calls {
-                // A batch over the limit of one call is split, as the agent does.
-                for part in batch.chunks(palisade::policy::MAX_RECORDS_PER_CALL) {
-                    wasm.on_batch(call as u64, part).expect("no strike");
-                }
-            }
-            sides
-                .0
-                .push(start.elapsed().as_nanos() as f64 / (calls * size) as f64);
-            let start = Instant::now();
-            for call in 0..calls {
-                std::hint::black_box(native.deliver_raw(call as u64, &batch));
-            }
-            sides
-                .1
-                .push(start.elapsed().as_nanos() as f64 / (calls * size) as f64);
+            in_wasm.push(per_record(&batch, |now| guest(&mut wasm, now, &batch)));
+            in_native.push(per_record(&batch, |now| {
+                std::hint::black_box(native.deliver_raw(now, &batch));
+            }));
+            in_plain.push(per_record(&batch, |now| guest(&mut plain, now, &batch)));
         }
-        let (wasm, native) = (median(sides.0), median(sides.1));
+        let (wasm, native, plain) = (median(in_wasm), median(in_native), median(in_plain));
         println!(
-            "{size:>8} {wasm:>16.2} {native:>16.2} {:>10.2}",
+            "{size:>8} {wasm:>16.2} {native:>16.2} {:>10.2} {plain:>24.2}",
             wasm / native
         );
     }
     println!("aim: ratio ≤ 2 at 512\n");
+}
+
+/// A batch over the limit of one call is split, as the agent does.
+fn guest(instance: &mut Instance, now: u64, batch: &[Record]) {
+    for part in batch.chunks(palisade::policy::MAX_RECORDS_PER_CALL) {
+        instance.on_batch(now, part).expect("no strike");
+    }
+}
+
+/// Nanoseconds a record, over as many calls as make [`RECORDS`].
+fn per_record(batch: &[Record], mut call: impl FnMut(u64)) -> f64 {
+    let calls = RECORDS / batch.len();
+    let start = Instant::now();
+    for now in 0..calls as u64 {
+        call(now);
+    }
+    start.elapsed().as_nanos() as f64 / (calls * batch.len()) as f64
 }
 
 fn pipeline() {
