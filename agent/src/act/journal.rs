@@ -2,8 +2,9 @@
 //!
 //! Invariants:
 //! - The record of a containment is in the file before its value is in the cgroup.
-//! - A record is one line and one `write(2)` on an append-only descriptor: it is there whole or,
-//!   after a crash of the machine (when it no longer matters), torn.
+//! - A record is one line and one `write(2)` on an append-only descriptor. It is there whole, or cut
+//!   short if its writer was killed in it (the kernel looks for a fatal signal at every page): then
+//!   nothing came of it, because the write to the cgroup comes after it.
 //! - Every line stands alone: version, boot id, run, checksum and the whole entry. A damaged line
 //!   costs that line; later ones and other leases are still read.
 //! - Lines of an earlier boot do not count: cgroup values do not outlive a reboot.
@@ -104,7 +105,7 @@ pub struct Recovered {
     pub orphans: Vec<Entry>,
     /// Lines that could not be read: damaged or of another version.
     pub damaged: u64,
-    /// The last line was cut short.
+    /// A line was cut short by its writer's death.
     pub torn: bool,
 }
 
@@ -296,9 +297,9 @@ fn parse(bytes: &[u8], boot: &str) -> Loaded {
     let mut loaded = Loaded::default();
     let mut rest = bytes;
     while !rest.is_empty() {
-        let (raw, whole, next) = match rest.iter().position(|b| *b == b'\n') {
-            Some(at) => (&rest[..at], true, &rest[at + 1..]),
-            None => (rest, false, &rest[rest.len()..]),
+        let (raw, next) = match rest.iter().position(|b| *b == b'\n') {
+            Some(at) => (&rest[..at], &rest[at + 1..]),
+            None => (rest, &rest[rest.len()..]),
         };
         rest = next;
         if raw.is_empty() {
@@ -314,8 +315,8 @@ fn parse(bytes: &[u8], boot: &str) -> Loaded {
                 }
             },
             Some(_) => {}
-            None if whole => loaded.damaged += 1,
-            None => loaded.torn = true,
+            None if is_cut_short(raw) => loaded.torn = true,
+            None => loaded.damaged += 1,
         }
     }
     loaded
@@ -356,6 +357,15 @@ fn decode(raw: &[u8]) -> Option<Line> {
     }
     let line: Line = serde_json::from_slice(json).ok()?;
     (line.v == FORMAT).then_some(line)
+}
+
+/// Whether a line ends before its record does. Who writes behind such a line begins with a new one.
+fn is_cut_short(raw: &[u8]) -> bool {
+    match raw.get(9..) {
+        Some(json) => serde_json::from_slice::<serde::de::IgnoredAny>(json)
+            .is_err_and(|error| error.is_eof()),
+        None => true,
+    }
 }
 
 fn rewrite(

@@ -25,6 +25,8 @@ struct Faults {
     short: AtomicU64,
     /// Holds every write until released.
     stuck: Mutex<()>,
+    /// Writes that were begun.
+    begun: AtomicU64,
 }
 
 struct FaultyDisk(Arc<Faults>, RealDisk);
@@ -65,6 +67,7 @@ impl Disk for FaultyDisk {
 
 impl DiskFile for FaultyFile {
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.faults.begun.fetch_add(1, Ordering::SeqCst);
         drop(self.faults.stuck.lock());
         if self.faults.broken_writes.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(5));
@@ -271,7 +274,12 @@ fn appending_never_waits_for_a_stuck_disk_and_drops_are_told() {
     );
     audit.append_durable(note("first")).unwrap();
     let stuck = faults.stuck.lock().unwrap();
-    // The writer may take one chunk with it; after that, the queue fills. None of this waits.
+    // Until the writer is held with what it took from the queue, the queue could still empty.
+    let begun = faults.begun.load(Ordering::SeqCst);
+    audit.append(note("the writer is held with this"));
+    eventually("the writer is held", || {
+        faults.begun.load(Ordering::SeqCst) > begun
+    });
     let taken = (0..500)
         .filter(|i| audit.append(note(format!("{i:0100}"))).is_some())
         .count();
@@ -279,8 +287,9 @@ fn appending_never_waits_for_a_stuck_disk_and_drops_are_told() {
     assert!(taken > 0 && dropped > 0);
     assert_eq!(taken as u64 + dropped, 500);
     assert!(!audit.healthy());
+    // As long as the others: a shorter one could still fit, and would wait for the disk.
     assert!(matches!(
-        audit.append_durable(note("no room")),
+        audit.append_durable(note(format!("{:0100}", 500))),
         Err(AuditError::NotTaken(_))
     ));
     drop(stuck);

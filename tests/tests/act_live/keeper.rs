@@ -146,10 +146,15 @@ fn kill_at_random(group: &Group, how: &str, as_before: impl Fn() -> bool) {
         agent.child.kill().unwrap();
         agent.child.wait().unwrap();
         until("the keeper's end", || !agent.keeper_runs());
-        undone_by_keeper += keeper::read_log(journal.path()).unwrap().len();
+        let notes = keeper::read_log(journal.path()).unwrap();
+        undone_by_keeper += notes.len();
+        let lines = fs::read_to_string(journal.path().join("leases.journal")).unwrap();
         let (released, recovered) = release_all(journal.path()).unwrap();
         assert_eq!(recovered.damaged, 0);
-        assert!(keeper_too || released.is_empty(), "{released:?}");
+        assert!(
+            keeper_too || released.is_empty(),
+            "{released:?}\nthe keeper: {notes:?}\n{lines}"
+        );
         assert!(released.len() <= 1, "{released:?}");
         assert!(as_before(), "round {round}: {released:?}");
     }
