@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// The repository's root.
@@ -126,8 +127,13 @@ fn join(collector: Collector) -> String {
         .unwrap_or_default()
 }
 
-/// Runs a command, passes its lines on as they come, and gives each to `see`.
-pub fn stream(command: &mut Command, mut see: impl FnMut(&str)) -> Result<bool> {
+/// Runs a command, passes its lines on as they come, and gives each to `see`. A command that says
+/// nothing for `patience` hangs: it is ended, with all that it started.
+pub fn stream(
+    command: &mut Command,
+    patience: Duration,
+    mut see: impl FnMut(&str),
+) -> Result<bool> {
     let (reader, writer) = std::io::pipe()?;
     command
         .stdin(Stdio::null())
@@ -138,10 +144,85 @@ pub fn stream(command: &mut Command, mut see: impl FnMut(&str)) -> Result<bool> 
         .with_context(|| format!("cannot start {command:?}"))?;
     // The command holds the pipe's write ends; give up ours so that reading ends with the child.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    for line in BufReader::new(reader).lines() {
-        let line = line.unwrap_or_default();
-        println!("{line}");
-        see(&line);
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(reader).lines() {
+            if sender.send(line.unwrap_or_default()).is_err() {
+                break;
+            }
+        }
+    });
+    loop {
+        match lines.recv_timeout(patience) {
+            Ok(line) => {
+                println!("{line}");
+                see(&line);
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(child.wait()?.success()),
+            Err(RecvTimeoutError::Timeout) => {
+                for pid in descendants(child.id()) {
+                    let _ = output(Command::new("kill").args(["-KILL", &pid.to_string()]));
+                }
+                let _ = child.kill();
+                let _ = child.wait();
+                bail!(
+                    "nothing was heard for {} minutes, so it was ended: {command:?}",
+                    patience.as_secs() / 60
+                );
+            }
+        }
     }
-    Ok(child.wait()?.success())
+}
+
+/// The processes that `pid` started, and theirs, from /proc.
+fn descendants(pid: u32) -> Vec<u32> {
+    let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+            Some((pid, parent.parse().ok()?))
+        })
+        .collect();
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        let children = parents.iter().filter(|(_, of)| *of == parent);
+        found.extend(children.map(|(child, _)| *child));
+        next += 1;
+    }
+    found.split_off(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_passed_on_and_the_result_is_told() {
+        let mut seen = Vec::new();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "echo one; echo two >&2; exit 3"]);
+        let good = stream(&mut shell, Duration::from_secs(60), |line| {
+            seen.push(line.to_owned());
+        });
+        assert!(!good.expect("it ran"));
+        assert_eq!(seen, ["one", "two"]);
+    }
+
+    #[test]
+    fn what_hangs_is_ended_with_its_children() {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "sleep 1000 & echo $!; wait"]);
+        let mut sleeper = String::new();
+        let result = stream(&mut shell, Duration::from_millis(300), |line| {
+            line.clone_into(&mut sleeper);
+        });
+        assert!(result.is_err_and(|error| error.to_string().contains("nothing was heard")));
+        let stat = std::fs::read_to_string(format!("/proc/{sleeper}/stat")).unwrap_or_default();
+        let running = stat.contains("(sleep)") && !stat.contains(") Z ");
+        assert!(!running, "{stat}");
+    }
 }

@@ -4,6 +4,11 @@ use crate::build::{Profile, build};
 use crate::process::{cargo, output, root, step, stream};
 use anyhow::{Result, bail};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+/// Longest silence of the tests before they count as hung. Each says its name when it begins; what
+/// is built without a word meanwhile takes a few minutes on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// How large the tests' numbers are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +45,7 @@ pub fn test(arguments: &[String], size: Size) -> Result<ExitCode> {
             "sudo -E",
         );
     }
-    let good = stream(&mut command, |line| tally.see(line))?;
+    let good = stream(&mut command, PATIENCE, |line| tally.see(line))?;
     if !tally.skips.is_empty() {
         println!("\nskipped here:");
         for skip in &tally.skips {
