@@ -8,9 +8,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuHashMap, RingBuf},
 };
 use palisade_abi::{
-    Config, Counters, CountersKey, CpuLosses, DeviceKey, DeviceRule, FileKey, GpuCounters,
-    GpuCountersKey, InFlight, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, Offsets, PendingMap, Verdict,
-    Waiting,
+    Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule, FaultCounters,
+    FileKey, GpuCommandCounters, GpuCommandKey, GpuCounters, GpuCountersKey, HistogramCounters,
+    HistogramKey, InFlight, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, NetCounters, Offsets,
+    PendingMap, ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, Verdict, Waiting,
 };
 
 /// Raw records and `FILE_NAME` entries. Resized by the agent.
@@ -58,6 +59,49 @@ pub static COUNTERS: PerCpuHashMap<CountersKey, Counters> =
 #[map]
 pub static GPU_COUNTERS: PerCpuHashMap<GpuCountersKey, GpuCounters> =
     PerCpuHashMap::with_max_entries(4096, 0);
+
+/// Only as many entries as are used take memory.
+const ON_DEMAND: u32 = 1; // BPF_F_NO_PREALLOC
+
+/// Histograms per process and kind. Resized by the agent, like the next ones.
+#[map]
+pub static HISTOGRAMS: PerCpuHashMap<HistogramKey, HistogramCounters> =
+    PerCpuHashMap::with_max_entries(8192, ON_DEMAND);
+
+/// Page faults per process.
+#[map]
+pub static FAULTS: PerCpuHashMap<CountersKey, FaultCounters> =
+    PerCpuHashMap::with_max_entries(4096, ON_DEMAND);
+
+/// System calls per process.
+#[map]
+pub static SYSCALLS: PerCpuHashMap<CountersKey, SyscallCounters> =
+    PerCpuHashMap::with_max_entries(4096, ON_DEMAND);
+
+/// Reclaim stalls per process.
+#[map]
+pub static RECLAIM: PerCpuHashMap<CountersKey, ReclaimCounters> =
+    PerCpuHashMap::with_max_entries(4096, ON_DEMAND);
+
+/// TCP traffic and requests per process.
+#[map]
+pub static NET: PerCpuHashMap<CountersKey, NetCounters> =
+    PerCpuHashMap::with_max_entries(4096, ON_DEMAND);
+
+/// Driver calls per process, device class and command.
+#[map]
+pub static GPU_COMMANDS: PerCpuHashMap<GpuCommandKey, GpuCommandCounters> =
+    PerCpuHashMap::with_max_entries(16_384, ON_DEMAND);
+
+/// Reads of model files per process and file.
+#[map]
+pub static READS: PerCpuHashMap<ReadKey, ReadCounters> =
+    PerCpuHashMap::with_max_entries(4096, ON_DEMAND);
+
+/// CUDA calls per process.
+#[map]
+pub static CUDA: PerCpuHashMap<CountersKey, CudaCounters> =
+    PerCpuHashMap::with_max_entries(4096, ON_DEMAND);
 
 /// Losses per workload. The agent makes the entry of workload 0, which takes what finds no room.
 #[map]

@@ -92,10 +92,13 @@ pub struct SettingSchema {
 }
 
 impl Manifest {
-    /// Bits of [`Kind::bit`] that the policy receives. Losses are always told.
+    /// Bits of [`Kind::bit`] that the policy receives. Losses, and what cannot be had, are
+    /// always told.
     pub fn mask(&self) -> u64 {
         let kinds = self.kinds.iter().filter_map(|name| Kind::from_name(name));
-        kinds.fold(Kind::Lost.bit(), |mask, kind| mask | kind.bit())
+        kinds.fold(Kind::Lost.bit() | Kind::Absent.bit(), |mask, kind| {
+            mask | kind.bit()
+        })
     }
 
     /// The strongest power asked for.
@@ -404,7 +407,8 @@ mod tests {
         let manifest = Manifest::parse(GOOD.as_bytes()).unwrap();
         assert_eq!(manifest.state_version, 2);
         assert_eq!(manifest.strongest_power(), Some(Power::Throttle));
-        let mask = Kind::SampleGpu.bit() | Kind::GpuExit.bit() | Kind::Lost.bit();
+        let told = Kind::Lost.bit() | Kind::Absent.bit();
+        let mask = Kind::SampleGpu.bit() | Kind::GpuExit.bit() | told;
         assert_eq!(manifest.mask(), mask);
         assert_eq!(manifest.settings["share"].default, Setting::Number(1.0));
         assert_eq!(

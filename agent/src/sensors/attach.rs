@@ -6,14 +6,15 @@
 
 use super::{
     SensorError,
-    hooks::{HOOKS, Hook, Rung},
+    hooks::{self, Hook, Rung},
     offsets::{Group, Missing},
     tracefs::{self, TracefsError},
 };
 use aya::{
     Btf, Ebpf,
     programs::{
-        BtfTracePoint, ProgramError, RawTracePoint, TracePoint,
+        BtfTracePoint, FEntry, FExit, KProbe, ProgramError, RawTracePoint, TracePoint,
+        fentry::FEntryLinkId, fexit::FExitLinkId, kprobe::KProbeLinkId,
         raw_trace_point::RawTracePointLinkId, tp_btf::BtfTracePointLinkId,
         trace_point::TracePointLinkId,
     },
@@ -75,6 +76,9 @@ pub struct ProgramRuns {
 enum Link {
     Btf(BtfTracePointLinkId),
     Raw(RawTracePointLinkId),
+    Fentry(FEntryLinkId),
+    Fexit(FExitLinkId),
+    Kprobe(KProbeLinkId),
     Point(TracePointLinkId),
 }
 
@@ -105,8 +109,7 @@ impl std::fmt::Debug for Hooks {
 impl Hooks {
     /// Nothing is attached yet. `missing` are the members that the kernel's BTF lacks.
     pub(super) fn new(btf: Btf, missing: Vec<Missing>) -> Self {
-        let slots = HOOKS
-            .iter()
+        let slots = hooks::all()
             .map(|hook| Slot {
                 hook,
                 attached: None,
@@ -243,7 +246,7 @@ fn attach(
             tracefs::check(&tracefs, "syscalls", point, words)?;
             Some(tracefs)
         }
-        Rung::Btf { .. } | Rung::Raw { .. } => None,
+        _ => None,
     };
     let program = ebpf.program_mut(name).ok_or_else(|| SensorError::Object {
         detail: format!("program {name} is not in it"),
@@ -271,6 +274,27 @@ fn attach(
             }
             program.attach(point).map(Link::Raw)
         }
+        Rung::Fentry { function, .. } => {
+            let program: &mut FEntry = program.try_into().map_err(|e| explain(name, e))?;
+            if !is_loaded {
+                load(program.load(function, btf), loaded)?;
+            }
+            program.attach().map(Link::Fentry)
+        }
+        Rung::Fexit { function, .. } => {
+            let program: &mut FExit = program.try_into().map_err(|e| explain(name, e))?;
+            if !is_loaded {
+                load(program.load(function, btf), loaded)?;
+            }
+            program.attach().map(Link::Fexit)
+        }
+        Rung::Kprobe { function, .. } => {
+            let program: &mut KProbe = program.try_into().map_err(|e| explain(name, e))?;
+            if !is_loaded {
+                load(program.load(), loaded)?;
+            }
+            program.attach(function, 0).map(Link::Kprobe)
+        }
         Rung::Syscall { point, .. } => {
             let program: &mut TracePoint = program.try_into().map_err(|e| explain(name, e))?;
             if !is_loaded {
@@ -290,6 +314,9 @@ fn detach(ebpf: &mut Ebpf, rung: Rung, link: Link) {
     let result = match link {
         Link::Btf(link) => <&mut BtfTracePoint>::try_from(program).and_then(|p| p.detach(link)),
         Link::Raw(link) => <&mut RawTracePoint>::try_from(program).and_then(|p| p.detach(link)),
+        Link::Fentry(link) => <&mut FEntry>::try_from(program).and_then(|p| p.detach(link)),
+        Link::Fexit(link) => <&mut FExit>::try_from(program).and_then(|p| p.detach(link)),
+        Link::Kprobe(link) => <&mut KProbe>::try_from(program).and_then(|p| p.detach(link)),
         Link::Point(link) => <&mut TracePoint>::try_from(program).and_then(|p| p.detach(link)),
     };
     if let Err(error) = result {

@@ -21,6 +21,27 @@ pub(super) enum Rung {
         /// Tracepoint.
         point: &'static str,
     },
+    /// Entry of a kernel function, by trampoline.
+    Fentry {
+        /// Program in the object.
+        program: &'static str,
+        /// Kernel function.
+        function: &'static str,
+    },
+    /// Return of a kernel function, by trampoline: arguments and result together.
+    Fexit {
+        /// Program in the object.
+        program: &'static str,
+        /// Kernel function.
+        function: &'static str,
+    },
+    /// Entry (or, for a program of that type, return) of a kernel function, by breakpoint.
+    Kprobe {
+        /// Program in the object.
+        program: &'static str,
+        /// Kernel function.
+        function: &'static str,
+    },
     /// Tracepoint of a system call.
     Syscall {
         /// Program in the object.
@@ -36,8 +57,12 @@ impl Rung {
     /// The program's name in the object.
     pub(super) fn program(self) -> &'static str {
         match self {
-            Rung::Btf { program, .. } | Rung::Raw { program, .. } => program,
-            Rung::Syscall { program, .. } => program,
+            Rung::Btf { program, .. }
+            | Rung::Raw { program, .. }
+            | Rung::Fentry { program, .. }
+            | Rung::Fexit { program, .. }
+            | Rung::Kprobe { program, .. }
+            | Rung::Syscall { program, .. } => program,
         }
     }
 
@@ -46,6 +71,9 @@ impl Rung {
         match self {
             Rung::Btf { point, .. } => format!("tp_btf:{point}"),
             Rung::Raw { point, .. } => format!("raw_tp:{point}"),
+            Rung::Fentry { function, .. } => format!("fentry:{function}"),
+            Rung::Fexit { function, .. } => format!("fexit:{function}"),
+            Rung::Kprobe { function, .. } => format!("kprobe:{function}"),
             Rung::Syscall { point, .. } => format!("tracepoint:syscalls:{point}"),
         }
     }
@@ -74,6 +102,7 @@ pub(super) const SCHED: u64 = Kind::SampleSched.bit();
 /// The kinds whose per-process state is given up at the process's end.
 pub(super) const NEED_EXIT: u64 = GPU | MAPS | UNMAPS | SCHED;
 
+/// A hook at a system call's tracepoint.
 macro_rules! syscall {
     ($name:literal, $kinds:expr, $groups:expr, $program:literal, $point:literal, $words:literal) => {
         Hook {
@@ -90,6 +119,7 @@ macro_rules! syscall {
     };
 }
 
+/// A hook at a tracepoint with kernel types, or without where those are refused.
 macro_rules! sched {
     ($name:literal, $kinds:expr, $groups:expr, $program:literal, $raw:literal, $point:literal) => {
         Hook {
@@ -111,9 +141,15 @@ macro_rules! sched {
     };
 }
 
+pub(super) use {sched, syscall};
+
 /// All hooks, in the order of attaching; detaching goes backwards. The return of a call comes
 /// before its entry: whoever is seen to enter is also seen to return.
-pub(super) const HOOKS: &[Hook] = &[
+pub(super) fn all() -> impl Iterator<Item = &'static Hook> {
+    HOOKS.iter()
+}
+
+const HOOKS: &[Hook] = &[
     sched!(
         "process exit",
         Kind::Exit.bit() | NEED_EXIT,
@@ -266,7 +302,7 @@ mod tests {
     #[test]
     fn every_kind_that_the_kernel_makes_has_a_hook() {
         for kind in Kind::ALL {
-            let hooked = HOOKS.iter().any(|hook| hook.kinds & kind.bit() != 0);
+            let hooked = all().any(|hook| hook.kinds & kind.bit() != 0);
             assert_eq!(hooked, *kind != Kind::Lost, "{}", kind.name());
         }
     }
@@ -274,9 +310,7 @@ mod tests {
     #[test]
     fn a_call_s_return_is_attached_before_its_entry() {
         let position = |program: &str| {
-            HOOKS
-                .iter()
-                .position(|hook| hook.rungs.iter().any(|rung| rung.program() == program))
+            all().position(|hook| hook.rungs.iter().any(|rung| rung.program() == program))
         };
         assert!(position("gpu_exit") < position("gpu_enter"));
         assert!(position("map_exit") < position("map_enter"));

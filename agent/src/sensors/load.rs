@@ -5,19 +5,21 @@ use super::{
     attach::{AttachReport, Hooks, chain},
     btf,
     capabilities::may_load,
+    families,
     hooks::{self, needed},
     in_flight::{InFlightMap, InFlightView},
     offsets::{self, Group},
     pod::Plain,
     run::{SensorHandle, Shared},
+    window::Collect,
 };
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf},
 };
 use palisade_abi::{
-    ANY_MINOR, Config, Counters, CountersKey, CpuLosses, DeviceKey, DeviceRule, GpuCounters,
-    GpuCountersKey, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, PendingMap, Waiting,
+    ANY_MINOR, Config, CpuLosses, DeviceKey, DeviceRule, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES,
+    PendingMap, Waiting,
 };
 use std::{io, sync::Arc, time::Duration};
 
@@ -31,8 +33,6 @@ const MAX_RING: u32 = 1 << 30;
 pub(super) struct Maps {
     pub config: Array<MapData, Plain<Config>>,
     pub roots: HashMap<MapData, u64, u32>,
-    pub counters: PerCpuHashMap<MapData, Plain<CountersKey>, Plain<Counters>>,
-    pub gpu: PerCpuHashMap<MapData, Plain<GpuCountersKey>, Plain<GpuCounters>>,
     pub losses: PerCpuHashMap<MapData, u64, Plain<CpuLosses>>,
     pub pending: HashMap<MapData, u64, Plain<PendingMap>>,
     pub waiting: HashMap<MapData, u32, Plain<Waiting>>,
@@ -43,6 +43,7 @@ pub struct Sensors {
     pub(super) ebpf: Ebpf,
     pub(super) hooks: Hooks,
     pub(super) maps: Maps,
+    pub(super) families: Vec<Box<dyn Collect>>,
     pub(super) ring: RingBuf<MapData>,
     pub(super) in_flight: InFlightMap,
     pub(super) view: InFlightView,
@@ -93,23 +94,23 @@ impl Sensors {
             .map(|device| device.class + 1)
             .max()
             .unwrap_or(1);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        loader
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets, true)
             .map_max_entries("EVENTS", ring_bytes)
-            .map_max_entries("COUNTERS", options.max_processes)
             .map_max_entries(
                 "GPU_COUNTERS",
                 options.max_processes.saturating_mul(classes.min(4)),
-            )
-            .load(object)
-            .map_err(refused_or_broken)?;
+            );
+        for (map, each) in families::ROOM {
+            loader.map_max_entries(map, options.max_processes.saturating_mul(*each));
+        }
+        let mut ebpf = loader.load(object).map_err(refused_or_broken)?;
 
         let mut maps = Maps {
             config: take(&mut ebpf, "CONFIG")?,
             roots: take(&mut ebpf, "ROOTS")?,
-            counters: take(&mut ebpf, "COUNTERS")?,
-            gpu: take(&mut ebpf, "GPU_COUNTERS")?,
             losses: take(&mut ebpf, "LOSSES")?,
             pending: take(&mut ebpf, "PENDING_MAPS")?,
             waiting: take(&mut ebpf, "WAITING")?,
@@ -119,6 +120,7 @@ impl Sensors {
         let view = InFlightView::new(&in_flight)?;
         let mut sensors = Sensors {
             ring: take(&mut ebpf, "EVENTS")?,
+            families: families::all(&mut ebpf)?,
             hooks: Hooks::new(btf, missing),
             ebpf,
             maps,
@@ -325,7 +327,7 @@ where
     })
 }
 
-fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, SensorError>
+pub(super) fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, SensorError>
 where
     M: TryFrom<Map, Error = MapError>,
 {

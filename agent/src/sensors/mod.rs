@@ -12,6 +12,7 @@ mod attach;
 mod btf;
 mod capabilities;
 mod drain;
+mod families;
 mod hooks;
 mod in_flight;
 mod load;

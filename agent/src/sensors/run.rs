@@ -11,7 +11,7 @@ use super::{
     boot_now_ns,
     drain::{Entry, decode},
     losses::Losses,
-    window::Windows,
+    window::{Told, Windows},
 };
 use crate::batch::Batch;
 use nix::{
@@ -22,9 +22,7 @@ use nix::{
         time::TimeSpec,
     },
 };
-use palisade_abi::{
-    FileKey, Header, Kind, LOSS_SOURCES, RECORD_BYTES, Record, SampleGpu, SampleMaps, SampleSched,
-};
+use palisade_abi::{FileKey, Kind, LOSS_SOURCES, RECORD_BYTES, Record};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -173,7 +171,7 @@ impl Sensors {
         let mut turn = Turn {
             sink,
             seq: 0,
-            windows: Windows::new(),
+            windows: Windows::new(std::mem::take(&mut self.families)),
             losses: Losses::default(),
             stats: SensorStats::default(),
         };
@@ -299,22 +297,19 @@ impl Sensors {
             batches -= 1;
         }
         let now_ns = boot_now_ns();
-        self.samples(turn, now_ns, &mut records);
+        turn.windows.collect(&mut Told {
+            now_ns,
+            wanted: self.wanted,
+            records: &mut records,
+        });
         let runs = self.hooks.runs(&self.ebpf);
         turn.losses
             .collect(&self.maps.losses, &runs, now_ns, &mut records);
         turn.deliver(records, true);
 
-        let (keys, gpu_keys) = turn.windows.finish();
-        for key in keys {
-            // Already gone is just as good.
-            let _ = self.maps.counters.remove(&super::pod::Plain(key));
-        }
-        for key in gpu_keys {
-            let _ = self.maps.gpu.remove(&super::pod::Plain(key));
-        }
+        turn.windows.finish();
         turn.stats.windows += 1;
-        turn.stats.tracked = turn.windows.processes.len() + turn.windows.gpu.len();
+        turn.stats.tracked = turn.windows.tracked();
         turn.stats.programs = runs;
         turn.stats.lost = LOSS_SOURCES
             .iter()
@@ -322,61 +317,6 @@ impl Sensors {
             .zip(turn.losses.totals)
             .collect();
         *lock(&self.shared.stats) = turn.stats.clone();
-    }
-
-    fn samples(&mut self, turn: &mut Turn<'_>, now_ns: u64, records: &mut Vec<Record>) {
-        let wants = |kind: Kind| self.wanted & kind.bit() != 0;
-        let header = |workload, start_ns, pid| Header {
-            time_ns: now_ns,
-            workload,
-            start_ns,
-            pid,
-            tid: pid,
-            ..Header::default()
-        };
-        let window = turn.windows.index;
-        if wants(Kind::SampleSched) || wants(Kind::SampleMaps) {
-            turn.windows
-                .processes
-                .collect(&self.maps.counters, window, |key, counts| {
-                    let header = header(key.workload, key.start_ns, key.pid);
-                    let sched = SampleSched {
-                        voluntary: narrow(counts.voluntary),
-                        involuntary: narrow(counts.involuntary),
-                        migrations: narrow(counts.migrations),
-                        runq_waits: narrow(counts.runq_waits),
-                        runq_ns: counts.runq_ns,
-                    };
-                    if wants(Kind::SampleSched) && sched != SampleSched::default() {
-                        records.push(Record::new(header, sched));
-                    }
-                    let maps = SampleMaps {
-                        maps: narrow(counts.maps),
-                        unmaps: narrow(counts.unmaps),
-                        mapped_bytes: counts.mapped_bytes,
-                        unmapped_bytes: counts.unmapped_bytes,
-                    };
-                    if wants(Kind::SampleMaps) && maps != SampleMaps::default() {
-                        records.push(Record::new(header, maps));
-                    }
-                });
-        }
-        if wants(Kind::SampleGpu) {
-            turn.windows
-                .gpu
-                .collect(&self.maps.gpu, window, |key, counts| {
-                    let sample = SampleGpu {
-                        calls: narrow(counts.calls),
-                        class: key.class,
-                        latency_ns: counts.latency_ns,
-                        hold_ns: counts.hold_ns,
-                    };
-                    records.push(Record::new(
-                        header(key.workload, key.start_ns, key.pid),
-                        sample,
-                    ));
-                });
-        }
     }
 }
 
@@ -402,9 +342,4 @@ impl Turn<'_> {
             self.seq += 1;
         }
     }
-}
-
-/// A window's count in 32 bits; more than 4 billion events in one window do not happen.
-fn narrow(count: u64) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
 }

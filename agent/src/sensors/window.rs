@@ -7,8 +7,8 @@
 use super::pod::Plain;
 use aya::maps::{MapData, PerCpuHashMap};
 use bytemuck::Pod;
-use palisade_abi::{Counters, CountersKey, GpuCounters, GpuCountersKey};
-use std::{collections::HashMap, fs, hash::Hash, slice};
+use palisade_abi::{Body, Header, Kind, Record};
+use std::{collections::HashMap, fmt::Debug, fs, hash::Hash, slice};
 
 /// Windows between a process's end and the removal of its entries.
 const GRACE_WINDOWS: u64 = 2;
@@ -20,20 +20,143 @@ const IDLE_WINDOWS: u64 = 64;
 pub(super) type Process = (u32, u64);
 
 /// A key of a counter map.
-pub(super) trait Key: Pod + Eq + Hash {
+pub(super) trait Key: Pod + Eq + Hash + Send {
     /// Whose.
     fn process(&self) -> Process;
+    /// In which cgroup.
+    fn workload(&self) -> u64;
 }
 
-impl Key for CountersKey {
-    fn process(&self) -> Process {
-        (self.pid, self.start_ns)
+/// Where a window's samples go.
+pub(super) struct Told<'a> {
+    /// End of the window, `CLOCK_BOOTTIME` nanoseconds.
+    pub now_ns: u64,
+    /// Bits of the kinds that are wanted.
+    pub wanted: u64,
+    pub records: &'a mut Vec<Record>,
+}
+
+impl Told<'_> {
+    /// Adds a sample, unless nobody wants it or nothing happened.
+    pub(super) fn tell<B: Body + PartialEq + Default>(
+        &mut self,
+        key: &impl Key,
+        kind: Kind,
+        body: B,
+    ) {
+        self.tell_flagged(key, kind, 0, body);
+    }
+
+    /// The same with flags in the header.
+    pub(super) fn tell_flagged<B: Body + PartialEq + Default>(
+        &mut self,
+        key: &impl Key,
+        kind: Kind,
+        flags: u16,
+        body: B,
+    ) {
+        if self.wanted & kind.bit() == 0 || body == B::default() {
+            return;
+        }
+        let (pid, start_ns) = key.process();
+        let header = Header {
+            time_ns: self.now_ns,
+            workload: key.workload(),
+            start_ns,
+            pid,
+            tid: pid,
+            kind: kind as u16,
+            flags,
+            cpu: 0,
+        };
+        self.records.push(Record {
+            header,
+            body: bytemuck::cast(body),
+        });
     }
 }
 
-impl Key for GpuCountersKey {
-    fn process(&self) -> Process {
-        (self.pid, self.start_ns)
+/// One counter map with what it held at the last window's end.
+pub(super) trait Collect: Send + Debug {
+    /// Bits of the kinds that it serves.
+    fn kinds(&self) -> u64;
+    /// Tells what changed since the last window.
+    fn collect(&mut self, window: u64, told: &mut Told<'_>);
+    /// Drops the entries of processes of which `due` says that they are over, and of those that
+    /// were idle long and are gone.
+    fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool);
+    /// Entries that are kept.
+    fn len(&self) -> usize;
+}
+
+/// The one implementation of [`Collect`].
+pub(super) struct Collector<K: Key, V: Pod> {
+    map: PerCpuHashMap<MapData, Plain<K>, Plain<V>>,
+    kinds: u64,
+    table: Table<K, V>,
+    tell: fn(&K, &V, &mut Told<'_>),
+}
+
+impl<K: Key + Debug, V: Pod + PartialEq + Debug> Collector<K, V> {
+    pub(super) fn new(
+        map: PerCpuHashMap<MapData, Plain<K>, Plain<V>>,
+        kinds: u64,
+        tell: fn(&K, &V, &mut Told<'_>),
+    ) -> Self {
+        Self {
+            map,
+            kinds,
+            table: Table::new(),
+            tell,
+        }
+    }
+
+    fn remove(&mut self, keys: Vec<K>) {
+        for key in keys {
+            // Already gone is just as good.
+            let _ = self.map.remove(&Plain(key));
+        }
+    }
+}
+
+impl<K: Key + Debug, V: Pod + Debug> Debug for Collector<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Collector")
+            .field("kinds", &self.kinds)
+            .field("table", &self.table)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K: Key + Debug, V: Pod + PartialEq + Send + Debug> Collect for Collector<K, V> {
+    fn kinds(&self) -> u64 {
+        self.kinds
+    }
+
+    fn collect(&mut self, window: u64, told: &mut Told<'_>) {
+        let (table, tell) = (&mut self.table, self.tell);
+        for (key, cpus) in self.map.iter().filter_map(Result::ok) {
+            let mut sum = V::zeroed();
+            for cpu in cpus.iter() {
+                for (total, part) in words_mut(&mut sum).iter_mut().zip(words(&cpu.0)) {
+                    *total = total.wrapping_add(*part);
+                }
+            }
+            if let Some(difference) = table.observe(key.0, sum, window) {
+                tell(&key.0, &difference, told);
+            }
+        }
+    }
+
+    fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool) {
+        let ended = self.table.ended(due);
+        self.remove(ended);
+        let idle = self.table.idle(window, &is_alive);
+        self.remove(idle);
+    }
+
+    fn len(&self) -> usize {
+        self.table.seen.len()
     }
 }
 
@@ -59,11 +182,6 @@ impl<K: Key, V: Pod + PartialEq> Table<K, V> {
         }
     }
 
-    /// Processes and their parts (device classes, workloads) that are kept.
-    pub(super) fn len(&self) -> usize {
-        self.seen.len()
-    }
-
     /// The difference to the last sum, if there is one. `V` consists of 64-bit counters.
     fn observe(&mut self, key: K, sum: V, window: u64) -> Option<V> {
         let before = self.seen.entry(key).or_insert_with(|| Seen {
@@ -85,24 +203,8 @@ impl<K: Key, V: Pod + PartialEq> Table<K, V> {
         Some(difference)
     }
 
-    /// Reads the map; hands over each entry that changed with its difference.
-    pub(super) fn collect(
-        &mut self,
-        map: &PerCpuHashMap<MapData, Plain<K>, Plain<V>>,
-        window: u64,
-        mut changed: impl FnMut(&K, &V),
-    ) {
-        for (key, cpus) in map.iter().filter_map(Result::ok) {
-            let mut sum = V::zeroed();
-            for cpu in cpus.iter() {
-                for (total, part) in words_mut(&mut sum).iter_mut().zip(words(&cpu.0)) {
-                    *total = total.wrapping_add(*part);
-                }
-            }
-            if let Some(difference) = self.observe(key.0, sum, window) {
-                changed(&key.0, &difference);
-            }
-        }
+    fn ended(&mut self, due: &dyn Fn(Process) -> bool) -> Vec<K> {
+        self.forget(|key, _| due(key.process()))
     }
 
     /// Takes out the keys of which `gone` says that their process is gone.
@@ -134,18 +236,16 @@ impl<K: Key, V: Pod + PartialEq> Table<K, V> {
 #[derive(Debug)]
 pub(super) struct Windows {
     /// Windows ended so far.
-    pub index: u64,
-    pub processes: Table<CountersKey, Counters>,
-    pub gpu: Table<GpuCountersKey, GpuCounters>,
+    index: u64,
+    families: Vec<Box<dyn Collect>>,
     ending: HashMap<Process, u64>,
 }
 
 impl Windows {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(families: Vec<Box<dyn Collect>>) -> Self {
         Self {
             index: 0,
-            processes: Table::new(),
-            gpu: Table::new(),
+            families,
             ending: HashMap::new(),
         }
     }
@@ -155,24 +255,30 @@ impl Windows {
         self.ending.insert(process, self.index + GRACE_WINDOWS);
     }
 
-    /// Counts up the window; hands back the keys whose entries are to be removed from the maps.
-    pub(super) fn finish(&mut self) -> (Vec<CountersKey>, Vec<GpuCountersKey>) {
+    /// Tells what changed since the last window.
+    pub(super) fn collect(&mut self, told: &mut Told<'_>) {
+        for family in &mut self.families {
+            if family.kinds() & told.wanted != 0 {
+                family.collect(self.index, told);
+            }
+        }
+    }
+
+    /// Counts up the window and drops what is over.
+    pub(super) fn finish(&mut self) {
         let window = self.index;
         self.index += 1;
-        let (mut keys, mut gpu_keys) = (Vec::new(), Vec::new());
-        let due = |ending: &HashMap<Process, u64>, process| {
-            ending.get(&process).is_some_and(|end| *end <= window)
-        };
-        if self.ending.values().any(|end| *end <= window) {
-            keys = self
-                .processes
-                .forget(|key, _| due(&self.ending, key.process()));
-            gpu_keys = self.gpu.forget(|key, _| due(&self.ending, key.process()));
-            self.ending.retain(|_, end| *end > window);
+        let ending = &self.ending;
+        let due = |process| ending.get(&process).is_some_and(|end| *end <= window);
+        for family in &mut self.families {
+            family.forget(window, &due);
         }
-        keys.extend(self.processes.idle(window, &is_alive));
-        gpu_keys.extend(self.gpu.idle(window, &is_alive));
-        (keys, gpu_keys)
+        self.ending.retain(|_, end| *end > window);
+    }
+
+    /// Entries that are kept, of all families.
+    pub(super) fn tracked(&self) -> usize {
+        self.families.iter().map(|family| family.len()).sum()
     }
 }
 
@@ -203,7 +309,9 @@ fn is_alive((pid, start_ns): Process) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use palisade_abi::{Counters, CountersKey, SampleMaps, SampleSched};
 
     fn key(pid: u32) -> CountersKey {
         CountersKey {
@@ -223,26 +331,76 @@ mod tests {
 
     #[test]
     fn a_difference_is_told_once() {
-        let mut windows = Windows::new();
-        let table = &mut windows.processes;
+        let mut table: Table<CountersKey, Counters> = Table::new();
         assert_eq!(table.observe(key(1), maps(3), 0), Some(maps(3)));
         assert_eq!(table.observe(key(1), maps(3), 1), None);
         assert_eq!(table.observe(key(1), maps(10), 2), Some(maps(7)));
     }
 
+    /// A family that keeps processes and nothing else.
+    #[derive(Debug)]
+    struct Fake(std::sync::Arc<std::sync::Mutex<Vec<Process>>>);
+
+    impl Collect for Fake {
+        fn kinds(&self) -> u64 {
+            0
+        }
+        fn collect(&mut self, _: u64, _: &mut Told<'_>) {}
+        fn forget(&mut self, _: u64, due: &dyn Fn(Process) -> bool) {
+            self.0.lock().unwrap().retain(|process| !due(*process));
+        }
+        fn len(&self) -> usize {
+            self.0.lock().unwrap().len()
+        }
+    }
+
     #[test]
     fn an_ended_process_keeps_its_entry_for_the_grace_period() {
-        let mut windows = Windows::new();
-        windows.processes.observe(key(1), maps(1), 0);
-        windows.processes.observe(key(2), maps(1), 0);
+        let kept = std::sync::Arc::new(std::sync::Mutex::new(vec![(1, 5), (2, 5)]));
+        let mut windows = Windows::new(vec![Box::new(Fake(kept.clone()))]);
         windows.ended((1, 5));
         windows.ended((2, 6)); // another process that had the pid 2
-        assert_eq!(windows.finish().0, []);
-        assert_eq!(windows.finish().0, []);
-        assert_eq!(windows.finish().0, [key(1)]);
-        assert_eq!(windows.processes.len(), 1);
-        // Made again by a late event: it counts from nothing.
-        assert_eq!(windows.processes.observe(key(1), maps(2), 3), Some(maps(2)));
+        windows.finish();
+        windows.finish();
+        assert_eq!(windows.tracked(), 2);
+        windows.finish();
+        assert_eq!(*kept.lock().unwrap(), [(2, 5)]);
+        assert!(windows.ending.is_empty());
+    }
+
+    #[test]
+    fn an_entry_made_again_by_a_late_event_counts_from_nothing() {
+        let mut table: Table<CountersKey, Counters> = Table::new();
+        table.observe(key(1), maps(5), 0);
+        assert_eq!(table.ended(&|process| process == (1, 5)), [key(1)]);
+        assert_eq!(table.observe(key(1), maps(2), 3), Some(maps(2)));
+    }
+
+    #[test]
+    fn samples_that_nobody_wants_or_that_are_empty_are_not_told() {
+        let mut records = Vec::new();
+        let mut told = Told {
+            now_ns: 7,
+            wanted: Kind::SampleMaps.bit(),
+            records: &mut records,
+        };
+        told.tell(&key(1), Kind::SampleMaps, SampleMaps::default());
+        told.tell(
+            &key(1),
+            Kind::SampleSched,
+            SampleSched {
+                voluntary: 1,
+                ..SampleSched::default()
+            },
+        );
+        assert!(told.records.is_empty());
+        let body = SampleMaps {
+            maps: 1,
+            ..SampleMaps::default()
+        };
+        told.tell(&key(1), Kind::SampleMaps, body);
+        assert_eq!(records[0].get::<SampleMaps>(), Some(body));
+        assert_eq!((records[0].header.pid, records[0].header.workload), (1, 9));
     }
 
     #[test]
@@ -253,7 +411,7 @@ mod tests {
         let alive = |process: Process| process.0 == 1;
         assert_eq!(table.idle(IDLE_WINDOWS - 1, &alive), []);
         assert_eq!(table.idle(IDLE_WINDOWS, &alive), [key(2)]);
-        assert_eq!(table.len(), 1);
+        assert_eq!(table.seen.len(), 1);
     }
 
     #[test]

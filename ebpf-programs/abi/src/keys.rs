@@ -90,6 +90,162 @@ pub struct Counters {
     pub mapped_bytes: u64,
     /// See [`crate::SampleMaps`].
     pub unmapped_bytes: u64,
+    /// See [`crate::SampleCpu`].
+    pub on_ns: u64,
+    /// See [`crate::SampleCpu`].
+    pub off_ns: u64,
+    /// See [`crate::SampleCpu`].
+    pub off_waits: u64,
+    /// See [`crate::SampleCpu`].
+    pub cross_node: u64,
+}
+
+/// Key of the histograms.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct HistogramKey {
+    /// Start of the process, `CLOCK_BOOTTIME` nanoseconds.
+    pub start_ns: u64,
+    /// Workload (cgroup) in which the values were counted.
+    pub workload: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Kind of the records that carry it.
+    pub kind: u32,
+}
+
+/// Free-running per-CPU histogram; see [`crate::Histogram`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct HistogramCounters {
+    /// One counter a bucket.
+    pub counts: [u64; crate::HISTOGRAM_BUCKETS],
+}
+
+/// Free-running per-CPU counters; see [`crate::SampleFaults`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct FaultCounters {
+    /// See [`crate::SampleFaults`].
+    pub user: u64,
+    /// See [`crate::SampleFaults`].
+    pub kernel: u64,
+}
+
+/// Free-running per-CPU counters; see [`crate::SampleSyscalls`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SyscallCounters {
+    /// See [`crate::SampleSyscalls`].
+    pub calls: u64,
+    /// See [`crate::SampleSyscalls`].
+    pub waiting: u64,
+}
+
+/// Free-running per-CPU counters; see [`crate::SampleReclaim`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ReclaimCounters {
+    /// See [`crate::SampleReclaim`].
+    pub direct_ns: u64,
+    /// See [`crate::SampleReclaim`].
+    pub memcg_ns: u64,
+    /// See [`crate::SampleReclaim`].
+    pub direct: u64,
+    /// See [`crate::SampleReclaim`].
+    pub memcg: u64,
+}
+
+/// Free-running per-CPU counters; see [`crate::SampleNet`] and [`crate::SampleInference`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct NetCounters {
+    /// See [`crate::SampleNet`].
+    pub sent_bytes: u64,
+    /// See [`crate::SampleNet`].
+    pub received_bytes: u64,
+    /// See [`crate::SampleNet`].
+    pub sends: u64,
+    /// See [`crate::SampleNet`].
+    pub receives: u64,
+    /// See [`crate::SampleInference`].
+    pub requests: u64,
+    /// See [`crate::SampleInference`].
+    pub retransmits: u64,
+    /// See [`crate::SampleInference`].
+    pub first_byte_ns: u64,
+    /// See [`crate::SampleInference`].
+    pub whole_ns: u64,
+}
+
+/// Key of the driver-call counters by command.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct GpuCommandKey {
+    /// Start of the process, `CLOCK_BOOTTIME` nanoseconds.
+    pub start_ns: u64,
+    /// Workload (cgroup) in which the calls were made.
+    pub workload: u64,
+    /// Process id.
+    pub pid: u32,
+    /// See [`crate::SampleGpuCommand`].
+    pub command: u16,
+    /// Device class.
+    pub class: u16,
+}
+
+/// Free-running per-CPU counters; see [`crate::SampleGpuCommand`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct GpuCommandCounters {
+    /// See [`crate::SampleGpuCommand`].
+    pub calls: u64,
+    /// See [`crate::SampleGpuCommand`].
+    pub latency_ns: u64,
+    /// See [`crate::SampleGpuCommand`].
+    pub excess_ns: u64,
+}
+
+/// Key of the read counters.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct ReadKey {
+    /// Start of the process, `CLOCK_BOOTTIME` nanoseconds.
+    pub start_ns: u64,
+    /// Workload (cgroup) in which the reads were made.
+    pub workload: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Device of the file system, kernel `dev_t`.
+    pub device: u32,
+}
+
+/// Free-running per-CPU counters; see [`crate::SampleReads`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ReadCounters {
+    /// See [`crate::SampleReads`].
+    pub bytes: u64,
+    /// See [`crate::SampleReads`].
+    pub reads: u64,
+}
+
+/// Free-running per-CPU counters; see [`crate::SampleCuda`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct CudaCounters {
+    /// See [`crate::SampleCuda`].
+    pub blocked_ns: u64,
+    /// See [`crate::SampleCuda`].
+    pub launches: u64,
+    /// See [`crate::SampleCuda`].
+    pub syncs: u64,
+    /// See [`crate::SampleCuda`].
+    pub copies: u64,
+    /// See [`crate::SampleCuda`].
+    pub failed_allocs: u64,
 }
 
 /// Key of the driver-call counters.
@@ -297,4 +453,6 @@ const _: () = {
     assert!(size_of::<FileName>() == (FILE_NAME_SLOTS - 1) * crate::RECORD_BYTES);
     assert!(size_of::<CountersKey>() == 24);
     assert!(size_of::<GpuCountersKey>() == 24);
+    assert!(size_of::<HistogramKey>() == 24);
+    assert!(size_of::<GpuCommandKey>() == 24);
 };

@@ -29,6 +29,39 @@ pub const SAMPLE_MAPS: u16 = 12;
 pub const SAMPLE_GPU: u16 = 13;
 /// Name of a file seen by `MODEL_OPEN`; several slots; for the agent's file table only.
 pub const FILE_NAME: u16 = 14;
+/// Records of some kinds cannot be had on this kernel; body [`crate::Absent`]. Told to every policy that
+/// subscribed to one of them, at its load and when that changes.
+pub const ABSENT: u16 = 15;
+/// Waits of one process on a run queue in one window, as a histogram; body [`crate::Histogram`].
+pub const SAMPLE_RUNQ: u16 = 16;
+/// Time on and off the CPU of one process in one window; body [`crate::SampleCpu`].
+pub const SAMPLE_CPU: u16 = 17;
+/// Page faults of one process in one window; body [`crate::SampleFaults`].
+pub const SAMPLE_FAULTS: u16 = 18;
+/// System calls of one process in one window; body [`crate::SampleSyscalls`].
+pub const SAMPLE_SYSCALLS: u16 = 19;
+/// Stalls of one process in memory reclaim in one window; body [`crate::SampleReclaim`].
+pub const SAMPLE_RECLAIM: u16 = 20;
+/// The kernel chose a process to kill for want of memory; body [`crate::OomVictim`].
+pub const OOM_VICTIM: u16 = 21;
+/// Pressure stall times of one cgroup in one window; body [`crate::SamplePressure`].
+pub const SAMPLE_PRESSURE: u16 = 22;
+/// TCP traffic of one process in one window; body [`crate::SampleNet`].
+pub const SAMPLE_NET: u16 = 23;
+/// Requests that one process answered on server sockets in one window; body
+/// [`crate::SampleInference`].
+pub const SAMPLE_INFERENCE: u16 = 24;
+/// Times from a request's last received bytes to the first sent ones, as a histogram; body
+/// [`crate::Histogram`].
+pub const SAMPLE_FIRST_BYTE: u16 = 25;
+/// Driver calls of one process by command in one window; body [`crate::SampleGpuCommand`].
+pub const SAMPLE_GPU_COMMAND: u16 = 26;
+/// Reads of one model file by one process in one window; body [`crate::SampleReads`].
+pub const SAMPLE_READS: u16 = 27;
+/// CUDA driver API calls of one process in one window; body [`crate::SampleCuda`].
+pub const SAMPLE_CUDA: u16 = 28;
+/// The GPU driver reported an error (NVIDIA: Xid); body [`crate::GpuError`].
+pub const GPU_ERROR: u16 = 29;
 
 /// A kind that this version of the ABI knows, for `match` and for names in manifests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +95,36 @@ pub enum Kind {
     SampleGpu = SAMPLE_GPU,
     /// See [`FILE_NAME`].
     FileName = FILE_NAME,
+    /// See [`ABSENT`].
+    Absent = ABSENT,
+    /// See [`SAMPLE_RUNQ`].
+    SampleRunq = SAMPLE_RUNQ,
+    /// See [`SAMPLE_CPU`].
+    SampleCpu = SAMPLE_CPU,
+    /// See [`SAMPLE_FAULTS`].
+    SampleFaults = SAMPLE_FAULTS,
+    /// See [`SAMPLE_SYSCALLS`].
+    SampleSyscalls = SAMPLE_SYSCALLS,
+    /// See [`SAMPLE_RECLAIM`].
+    SampleReclaim = SAMPLE_RECLAIM,
+    /// See [`OOM_VICTIM`].
+    OomVictim = OOM_VICTIM,
+    /// See [`SAMPLE_PRESSURE`].
+    SamplePressure = SAMPLE_PRESSURE,
+    /// See [`SAMPLE_NET`].
+    SampleNet = SAMPLE_NET,
+    /// See [`SAMPLE_INFERENCE`].
+    SampleInference = SAMPLE_INFERENCE,
+    /// See [`SAMPLE_FIRST_BYTE`].
+    SampleFirstByte = SAMPLE_FIRST_BYTE,
+    /// See [`SAMPLE_GPU_COMMAND`].
+    SampleGpuCommand = SAMPLE_GPU_COMMAND,
+    /// See [`SAMPLE_READS`].
+    SampleReads = SAMPLE_READS,
+    /// See [`SAMPLE_CUDA`].
+    SampleCuda = SAMPLE_CUDA,
+    /// See [`GPU_ERROR`].
+    GpuError = GPU_ERROR,
 }
 
 impl Kind {
@@ -81,6 +144,21 @@ impl Kind {
         Kind::SampleMaps,
         Kind::SampleGpu,
         Kind::FileName,
+        Kind::Absent,
+        Kind::SampleRunq,
+        Kind::SampleCpu,
+        Kind::SampleFaults,
+        Kind::SampleSyscalls,
+        Kind::SampleReclaim,
+        Kind::OomVictim,
+        Kind::SamplePressure,
+        Kind::SampleNet,
+        Kind::SampleInference,
+        Kind::SampleFirstByte,
+        Kind::SampleGpuCommand,
+        Kind::SampleReads,
+        Kind::SampleCuda,
+        Kind::GpuError,
     ];
 
     /// The kind of that number.
@@ -110,6 +188,21 @@ impl Kind {
             Kind::SampleMaps => "sample-maps",
             Kind::SampleGpu => "sample-gpu",
             Kind::FileName => "file-name",
+            Kind::Absent => "absent",
+            Kind::SampleRunq => "sample-runq",
+            Kind::SampleCpu => "sample-cpu",
+            Kind::SampleFaults => "sample-faults",
+            Kind::SampleSyscalls => "sample-syscalls",
+            Kind::SampleReclaim => "sample-reclaim",
+            Kind::OomVictim => "oom-victim",
+            Kind::SamplePressure => "sample-pressure",
+            Kind::SampleNet => "sample-net",
+            Kind::SampleInference => "sample-inference",
+            Kind::SampleFirstByte => "sample-first-byte",
+            Kind::SampleGpuCommand => "sample-gpu-command",
+            Kind::SampleReads => "sample-reads",
+            Kind::SampleCuda => "sample-cuda",
+            Kind::GpuError => "gpu-error",
         }
     }
 

@@ -13,19 +13,24 @@ mod keys;
 pub mod kind;
 
 pub use body::{
-    Body, Exec, Exit, Fork, GpuCall, Lost, MapCall, ModelFile, SampleGpu, SampleMaps, SampleSched,
+    Absent, Body, Exec, Exit, Fork, GpuCall, GpuError, HISTOGRAM_BUCKETS, Histogram, Lost,
+    MODEL_DIRECT, MapCall, ModelFile, OomVictim, SampleCpu, SampleCuda, SampleFaults, SampleGpu,
+    SampleGpuCommand, SampleInference, SampleMaps, SampleNet, SamplePressure, SampleReads,
+    SampleReclaim, SampleSched, SampleSyscalls,
 };
 pub use keys::{
-    ANY_MINOR, Config, Counters, CountersKey, CpuLosses, DeviceKey, DeviceRule, FILE_NAME_SLOTS,
-    FileKey, FileName, GpuCounters, GpuCountersKey, InFlight, LOSS_COUNTER_MAP, LOSS_HOOK_SKIPPED,
-    LOSS_POLICY_QUEUE, LOSS_RING_BUFFER, LOSS_SOURCES, LOSS_STATE_MAP, MAX_CGROUP_DEPTH,
-    MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, Offsets, PendingMap, Verdict, Waiting,
+    ANY_MINOR, Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule,
+    FILE_NAME_SLOTS, FaultCounters, FileKey, FileName, GpuCommandCounters, GpuCommandKey,
+    GpuCounters, GpuCountersKey, HistogramCounters, HistogramKey, InFlight, LOSS_COUNTER_MAP,
+    LOSS_HOOK_SKIPPED, LOSS_POLICY_QUEUE, LOSS_RING_BUFFER, LOSS_SOURCES, LOSS_STATE_MAP,
+    MAX_CGROUP_DEPTH, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, NetCounters, Offsets, PendingMap,
+    ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, Verdict, Waiting,
 };
 pub use kind::Kind;
 
 /// Version of this record layout. A policy states the version it was built for; the agent
 /// accepts every version up to its own.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Size of one record in bytes.
 pub const RECORD_BYTES: usize = 64;

@@ -60,11 +60,11 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Whether the policy gets such records. `LOST` reaches every policy.
+    /// Whether the policy gets such records. `LOST` and `ABSENT` reach every policy.
     pub fn subscribes(&self, record: &Record) -> bool {
-        record
-            .kind()
-            .is_some_and(|kind| kind == Kind::Lost || self.kinds & kind.bit() != 0)
+        record.kind().is_some_and(|kind| {
+            matches!(kind, Kind::Lost | Kind::Absent) || self.kinds & kind.bit() != 0
+        })
     }
 
     /// Every setting, the defaults filled in.
