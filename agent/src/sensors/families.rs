@@ -5,7 +5,7 @@
 
 use super::{
     SensorError,
-    load::take,
+    load::{possible_cpus, take},
     pod::Plain,
     window::{Collect, Collector, Key, Process, Told},
 };
@@ -94,7 +94,7 @@ where
 {
     let map: PerCpuHashMap<MapData, Plain<K>, Plain<V>> = take(ebpf, map)?;
     let kinds = kinds.iter().fold(0, |bits, kind| bits | kind.bit());
-    Ok(Box::new(Collector::new(map, kinds, tell)))
+    Ok(Box::new(Collector::new(map, kinds, possible_cpus()?, tell)))
 }
 
 fn counters(key: &CountersKey, counts: &Counters, told: &mut Told<'_>) {

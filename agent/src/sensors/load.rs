@@ -281,14 +281,18 @@ fn fill(ebpf: &mut Ebpf, maps: &mut Maps, options: &SensorOptions) -> Result<(),
             .insert(suffix_key(suffix), 1, 0)
             .map_err(|error| map_error("SUFFIXES", &error))?;
     }
-    let cpus = aya::util::nr_cpus().map_err(|(what, source)| SensorError::Object {
-        detail: format!("number of CPUs ({what}): {source}"),
-    })?;
-    let nothing = PerCpuValues::try_from(vec![Plain(CpuLosses::default()); cpus])
+    let nothing = PerCpuValues::try_from(vec![Plain(CpuLosses::default()); possible_cpus()?])
         .map_err(|error| map_error("LOSSES", &error.into()))?;
     maps.losses
         .insert(0, nothing, 0)
         .map_err(|error| map_error("LOSSES", &error))
+}
+
+/// CPUs that the kernel makes room for.
+pub(super) fn possible_cpus() -> Result<usize, SensorError> {
+    aya::util::nr_cpus().map_err(|(what, source)| SensorError::Object {
+        detail: format!("number of CPUs ({what}): {source}"),
+    })
 }
 
 fn rule(device: &WatchedDevice) -> (DeviceKey, DeviceRule) {

@@ -17,6 +17,7 @@ mod hooks;
 mod in_flight;
 mod load;
 mod losses;
+mod map_batch;
 mod offsets;
 mod pod;
 mod run;

@@ -4,8 +4,9 @@
 //! - Counters are never reset, only subtracted; a difference is told in exactly one window.
 //! - An ended process's entry goes after a grace period, so that its last counts are told first.
 
+use super::map_batch::{self, Batch, Unsupported};
 use super::pod::Plain;
-use aya::maps::{MapData, PerCpuHashMap};
+use aya::maps::{IterableMap as _, MapData, PerCpuHashMap};
 use bytemuck::Pod;
 use palisade_abi::{Body, Header, Kind, Record};
 use std::{collections::HashMap, fmt::Debug, fs, hash::Hash, slice};
@@ -95,12 +96,15 @@ pub(super) struct Collector<K: Key, V: Pod> {
     kinds: u64,
     table: Table<K, V>,
     tell: fn(&K, &V, &mut Told<'_>),
+    /// `None` where the kernel cannot.
+    batch: Option<Batch<K, V>>,
 }
 
 impl<K: Key + Debug, V: Pod + PartialEq + Debug> Collector<K, V> {
     pub(super) fn new(
         map: PerCpuHashMap<MapData, Plain<K>, Plain<V>>,
         kinds: u64,
+        cpus: usize,
         tell: fn(&K, &V, &mut Told<'_>),
     ) -> Self {
         Self {
@@ -108,6 +112,7 @@ impl<K: Key + Debug, V: Pod + PartialEq + Debug> Collector<K, V> {
             kinds,
             table: Table::new(),
             tell,
+            batch: Some(Batch::new(cpus)),
         }
     }
 
@@ -135,16 +140,21 @@ impl<K: Key + Debug, V: Pod + PartialEq + Send + Debug> Collect for Collector<K,
 
     fn collect(&mut self, window: u64, told: &mut Told<'_>) {
         let (table, tell) = (&mut self.table, self.tell);
+        let mut observe = |key: &K, sum: V| {
+            if let Some(difference) = table.observe(*key, sum, window) {
+                tell(key, &difference, told);
+            }
+        };
+        if let Some(batch) = &mut self.batch {
+            let fd = self.map.map().fd();
+            match batch.read(fd, |key, cpus| observe(key, map_batch::sum(cpus))) {
+                Ok(()) => return,
+                Err(Unsupported) => self.batch = None,
+            }
+        }
         for (key, cpus) in self.map.iter().filter_map(Result::ok) {
-            let mut sum = V::zeroed();
-            for cpu in cpus.iter() {
-                for (total, part) in words_mut(&mut sum).iter_mut().zip(words(&cpu.0)) {
-                    *total = total.wrapping_add(*part);
-                }
-            }
-            if let Some(difference) = table.observe(key.0, sum, window) {
-                tell(&key.0, &difference, told);
-            }
+            let cpus: Vec<V> = cpus.iter().map(|cpu| cpu.0).collect();
+            observe(&key.0, map_batch::sum(&cpus));
         }
     }
 
