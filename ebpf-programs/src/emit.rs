@@ -2,18 +2,42 @@
 
 use crate::{
     filter::Who,
-    tables::{COUNTERS, EVENTS, LOSSES},
+    tables::{COUNTERS, EVENTS, LAST_WAKE, LOSSES},
 };
-use aya_ebpf::helpers::{
-    bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str_bytes,
+use aya_ebpf::{
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str_bytes},
+    maps::PerCpuHashMap,
 };
 use palisade_abi::{
     Body, Counters, CpuLosses, FILE_NAME_SLOTS, FileName, Header, LOSS_COUNTER_MAP,
-    LOSS_RING_BUFFER, ModelFile, RECORD_BYTES, Record, kind,
+    LOSS_RING_BUFFER, ModelFile, QUIET_NS, RECORD_BYTES, Record, kind,
 };
 
 /// Only insert; an entry that is there stays as it is.
 pub const BPF_NOEXIST: u64 = 1;
+
+/// Do not wake whoever waits for the ring buffer (`BPF_RB_NO_WAKEUP`).
+const QUIETLY: u64 = 1;
+/// Wake whoever waits, whether it has read all or not (`BPF_RB_FORCE_WAKEUP`).
+const LOUDLY: u64 = 2;
+
+/// How to submit a record. Waking a thread costs microseconds, so a record that follows a wake-up
+/// within [`QUIET_NS`] comes without one: the agent looks again by itself after that time, and
+/// only sleeps for longer when it finds nothing.
+#[inline(always)]
+fn wake_up(time_ns: u64) -> u64 {
+    let Some(slot) = LAST_WAKE.get_ptr_mut(0) else {
+        return LOUDLY;
+    };
+    // SAFETY (both): an aligned word of a map value. CPUs that race for it may wake twice.
+    let last = unsafe { core::ptr::read_volatile(slot) };
+    // Signed: another CPU's wake-up may be the later one.
+    if (time_ns.wrapping_sub(last) as i64) < QUIET_NS as i64 {
+        return QUIETLY;
+    }
+    unsafe { core::ptr::write_volatile(slot, time_ns) };
+    LOUDLY
+}
 
 /// `CLOCK_BOOTTIME`, nanoseconds.
 #[inline(always)]
@@ -48,7 +72,7 @@ pub fn record<B: Body>(who: &Who, time_ns: u64, kind: u16, flags: u16, body: B) 
         header: header(who, time_ns, kind, flags),
         body: bytemuck::cast(body),
     });
-    entry.submit(0);
+    entry.submit(wake_up(time_ns));
 }
 
 #[repr(C)]
@@ -80,24 +104,33 @@ pub fn file_name(who: &Who, time_ns: u64, file: ModelFile, name: crate::kernel::
         let bytes = &mut (*slots).name.bytes;
         let _ = bpf_probe_read_kernel_str_bytes(name.0 as *const u8, bytes);
     }
-    entry.submit(0);
+    entry.submit(wake_up(time_ns));
     true
 }
 
 /// The process's counters on this CPU; makes the entry if there is none.
 #[inline(always)]
 pub fn counters(who: &Who) -> Option<&'static mut Counters> {
-    let key = who.key();
-    let found = COUNTERS.get_ptr_mut(key).or_else(|| {
-        let _ = COUNTERS.insert(key, Counters::default(), BPF_NOEXIST);
-        COUNTERS.get_ptr_mut(key)
+    slot(&COUNTERS, &who.key(), who.workload)
+}
+
+/// This CPU's value of a key that belongs to `workload`; makes the entry if there is none.
+#[inline(always)]
+pub fn slot<K, V: Default>(
+    map: &PerCpuHashMap<K, V>,
+    key: &K,
+    workload: u64,
+) -> Option<&'static mut V> {
+    let found = map.get_ptr_mut(key).or_else(|| {
+        let _ = map.insert(key, V::default(), BPF_NOEXIST);
+        map.get_ptr_mut(key)
     });
     match found {
         // SAFETY: the value belongs to this CPU. A program that interrupts this one here could
         // at worst lose one addition of a statistic.
-        Some(counters) => Some(unsafe { &mut *counters }),
+        Some(value) => Some(unsafe { &mut *value }),
         None => {
-            lost(who.workload, LOSS_COUNTER_MAP);
+            lost(workload, LOSS_COUNTER_MAP);
             None
         }
     }

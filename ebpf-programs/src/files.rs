@@ -7,10 +7,11 @@ use crate::{
     emit::{file_name, now, record},
     filter::{Who, config, wanted, watched},
     kernel::{Address, File, Task, syscall_word},
+    reads,
     tables::{NAMED, SUFFIXES},
 };
 use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
-use palisade_abi::{Config, Kind, MODEL_SUFFIX_BYTES, ModelFile, kind};
+use palisade_abi::{Config, Kind, MODEL_DIRECT, MODEL_SUFFIX_BYTES, ModelFile, kind};
 
 /// `sys_exit_open`
 #[tracepoint]
@@ -40,13 +41,25 @@ fn opened(ctx: &TracePointContext) -> Option<()> {
         return None;
     }
     let config = config()?;
+    if wanted(config, Kind::SampleReads) {
+        reads::forget(fd as u32);
+    }
+    if !wanted(config, Kind::ModelOpen) && !wanted(config, Kind::FileName) {
+        return None;
+    }
     let task = Task::current();
     let who = watched(config, task)?;
-    let (file, name) = model_file(config, task, fd as u32)?;
+    let file = File::of(task, fd as u32)?;
+    let (model, name) = model_file(config, file, fd as u32)?;
     let time_ns = now();
-    tell_name(&who, time_ns, file, name);
+    tell_name(&who, time_ns, model, name);
     if wanted(config, Kind::ModelOpen) {
-        record(&who, time_ns, kind::MODEL_OPEN, 0, file);
+        let flags = if reads::is_direct(file) {
+            MODEL_DIRECT
+        } else {
+            0
+        };
+        record(&who, time_ns, kind::MODEL_OPEN, flags, model);
     }
     Some(())
 }
@@ -54,7 +67,7 @@ fn opened(ctx: &TracePointContext) -> Option<()> {
 /// A successful map of a descriptor: tells of it if it is a model file.
 #[inline(always)]
 pub fn mapped(config: &Config, who: &Who, task: Task, fd: u32, bytes: u64) -> Option<()> {
-    let (file, name) = model_file(config, task, fd)?;
+    let (file, name) = model_file(config, File::of(task, fd)?, fd)?;
     let time_ns = now();
     // Opened before the agent came, or told so long ago that the agent may have forgotten.
     if NAMED.get_ptr(file_key(&file)).is_none() {
@@ -73,6 +86,22 @@ fn tell_name(who: &Who, time_ns: u64, file: ModelFile, name: Address) {
     }
 }
 
+/// Tells the name of a model file that is being read, unless it was told.
+#[inline(always)]
+pub fn name_once(
+    config: &Config,
+    who: &Who,
+    key: palisade_abi::FileKey,
+    file: File,
+    fd: u32,
+) -> Option<()> {
+    if NAMED.get_ptr(key).is_none() {
+        let (file, name) = model_file(config, file, fd)?;
+        tell_name(who, now(), file, name);
+    }
+    Some(())
+}
+
 #[inline(always)]
 fn file_key(file: &ModelFile) -> palisade_abi::FileKey {
     palisade_abi::FileKey {
@@ -82,10 +111,9 @@ fn file_key(file: &ModelFile) -> palisade_abi::FileKey {
     }
 }
 
-/// The file behind a descriptor if it is a model file, with the address of its name.
+/// The file behind descriptor `fd` if it is a model file, with the address of its name.
 #[inline(always)]
-fn model_file(config: &Config, task: Task, fd: u32) -> Option<(ModelFile, Address)> {
-    let file = File::of(task, fd)?;
+pub fn model_file(config: &Config, file: File, fd: u32) -> Option<(ModelFile, Address)> {
     let inode = file.inode()?;
     if !inode.is_regular() {
         return None;

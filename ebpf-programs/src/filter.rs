@@ -1,10 +1,11 @@
-//! Whose events count: the filter by workload.
+//! Whose events count: the filter by workload, and by process.
 //!
 //! The answer for a cgroup is remembered under its id. A cgroup cannot get another parent, so an
 //! answer stays right until the agent changes the scope, which counts up the generation.
 
 use crate::{
-    kernel::{Task, cgroup_id},
+    kernel::{Address, Task, cgroup_id},
+    pids,
     tables::{CONFIG, ROOTS, VERDICTS, offset},
 };
 use palisade_abi::{Config, CountersKey, Kind, MAX_CGROUP_DEPTH, Verdict};
@@ -47,7 +48,7 @@ pub fn wanted(config: &Config, kind: Kind) -> bool {
     config.kinds & kind.bit() != 0
 }
 
-/// The task, if its workload is watched and it is not the agent.
+/// The task, if it or its workload is watched and it is not the agent.
 #[inline(always)]
 pub fn watched(config: &Config, task: Task) -> Option<Who> {
     let workload = watched_workload(config, task)?;
@@ -63,11 +64,23 @@ pub fn watched(config: &Config, task: Task) -> Option<Who> {
     })
 }
 
-/// The task's workload, if it is watched. The cheap half of [`watched`].
+/// The task's workload, if it or the task is watched. The cheap half of [`watched`].
 #[inline(always)]
 pub fn watched_workload(config: &Config, task: Task) -> Option<u64> {
     let css = task.css()?;
     let id = cgroup_id(css)?;
+    verdict(config, id, css).or_else(|| {
+        if pids::counts(config, task.0) {
+            Some(id)
+        } else {
+            None
+        }
+    })
+}
+
+/// The id of a cgroup, if it is watched.
+#[inline(always)]
+pub fn verdict(config: &Config, id: u64, css: Address) -> Option<u64> {
     if config.scope_all != 0 {
         return Some(id);
     }
@@ -94,7 +107,7 @@ pub fn watched_workload(config: &Config, task: Task) -> Option<u64> {
 
 /// Whether the cgroup or one above it is a watched root.
 #[inline(always)]
-fn below_a_root(css: crate::kernel::Address) -> bool {
+fn below_a_root(css: Address) -> bool {
     let mut css = css;
     for _ in 0..MAX_CGROUP_DEPTH {
         let Some(id) = cgroup_id(css) else {

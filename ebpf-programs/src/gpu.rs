@@ -8,7 +8,9 @@
 use crate::{
     emit::{BPF_NOEXIST, lost, now, record},
     filter::{Who, config, wanted, watched},
+    gpu_commands,
     kernel::{File, Task, syscall_word},
+    pids,
     tables::{DEVICES, GPU_COUNTERS, IN_FLIGHT, LAST_RETURN},
 };
 use aya_ebpf::{
@@ -49,7 +51,10 @@ fn enter(ctx: &TracePointContext) -> Option<()> {
         .char_device()?;
     let rule = rule_of(device)?;
     let config = config()?;
-    let who = watched(config, task);
+    let who = watched(config, task).or_else(|| {
+        pids::uses_gpu(config, task)?;
+        watched(config, task)
+    });
     let time_ns = now();
     let call = InFlight {
         entered_ns: time_ns,
@@ -100,10 +105,16 @@ fn exit(ctx: &TracePointContext) -> Option<()> {
         last_return(call.class)?
     };
     let hold_ns = time_ns.saturating_sub(call.entered_ns.max(previous));
+    let config = config()?;
+    let by_command = wanted(config, Kind::SampleGpuCommand);
+    let command = if by_command {
+        gpu_commands::learn(&call, latency_ns, errno)
+    } else {
+        0
+    };
     if call.watched == 0 {
         return None;
     }
-    let config = config()?;
     let who = watched(config, Task::current())?;
     if wanted(config, Kind::SampleGpu)
         && let Some(counters) = counters(&who, call.class)
@@ -111,6 +122,9 @@ fn exit(ctx: &TracePointContext) -> Option<()> {
         counters.calls += 1;
         counters.latency_ns += latency_ns;
         counters.hold_ns += hold_ns;
+    }
+    if by_command {
+        gpu_commands::count(&who, call.class, command, latency_ns);
     }
     if wanted(config, Kind::GpuExit) && latency_ns >= call.slow_ns {
         let body = GpuCall {

@@ -122,6 +122,12 @@ const S_IFREG: u16 = 0o100_000;
 const S_IFCHR: u16 = 0o020_000;
 
 impl File {
+    /// The `file` at an address.
+    #[inline(always)]
+    pub fn at(address: Address) -> Self {
+        Self(address)
+    }
+
     /// The open file behind a descriptor of `task`.
     #[inline(always)]
     pub fn of(task: Task, fd: u32) -> Option<Self> {
@@ -137,6 +143,12 @@ impl File {
             .follow(offset!(fdt_fd))?
             .follow(fd as usize * 8)
             .map(File)
+    }
+
+    /// Reads a plain member.
+    #[inline(always)]
+    pub fn read<T: bytemuck::Pod>(self, offset: usize) -> Option<T> {
+        self.0.read(offset)
     }
 
     /// Its inode.

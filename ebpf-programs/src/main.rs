@@ -10,15 +10,25 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod cuda;
 mod emit;
 mod files;
 mod filter;
 mod gpu;
+mod gpu_commands;
+mod inference;
 mod kernel;
 mod maps;
+mod memory;
+mod net;
+mod pids;
 mod process;
+mod reads;
 mod sched;
+mod syscalls;
 mod tables;
+mod typed;
+mod xid;
 
 /// Some helpers (`bpf_probe_read_kernel`, `bpf_ktime_get_boot_ns`) are for GPL-compatible
 /// programs only; "Dual MIT/GPL" is how the kernel spells a permissive licence that agrees.

@@ -1,10 +1,14 @@
 //! Processes: a new program, a new process, the end of one.
 
 use crate::{
+    cuda::CUDA_CALLS,
     emit::{BPF_NOEXIST, now, record},
     filter::{config, wanted, watched},
     kernel::{Address, Task},
-    tables::{ENDED, IN_FLIGHT, PENDING_MAPS, WAITING, offset},
+    memory,
+    net::NET_CALLS,
+    pids,
+    tables::{ENDED, IN_FLIGHT, PENDING_MAPS, offset},
 };
 use aya_ebpf::{
     helpers::{bpf_get_current_comm, bpf_get_current_uid_gid},
@@ -13,17 +17,17 @@ use aya_ebpf::{
 };
 use palisade_abi::{Exec, Exit, Fork, Kind, kind};
 
-/// `sched_process_exec`, BTF tracepoint
+/// `sched_process_exec`, BTF tracepoint: (task, its thread id before, program)
 #[btf_tracepoint(function = "sched_process_exec")]
-pub fn process_exec(_ctx: BtfTracePointContext) -> i32 {
-    let _ = exec();
+pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
+    let _ = exec(Address(ctx.arg::<u64>(2)));
     0
 }
 
 /// `sched_process_exec`, raw tracepoint
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn process_exec_raw(_ctx: RawTracePointContext) -> i32 {
-    let _ = exec();
+pub fn process_exec_raw(ctx: RawTracePointContext) -> i32 {
+    let _ = exec(Address(ctx.arg::<u64>(2)));
     0
 }
 
@@ -60,13 +64,15 @@ fn task(pointer: *const u8) -> Task {
     Task(Address(pointer as u64))
 }
 
+/// `program`: the kernel's `linux_binprm`.
 #[inline(always)]
-fn exec() -> Option<()> {
+fn exec(program: Address) -> Option<()> {
     let config = config()?;
+    let task = Task::current();
+    let _ = pids::executes(config, task, program);
     if !wanted(config, Kind::Exec) {
         return None;
     }
-    let task = Task::current();
     let who = watched(config, task)?;
     let body = Exec {
         parent: task.0.follow(offset!(task_parent)).map(Task)?.pid()?,
@@ -80,11 +86,12 @@ fn exec() -> Option<()> {
 #[inline(always)]
 fn fork(parent: Task, child: Task) -> Option<()> {
     let config = config()?;
-    if !wanted(config, Kind::Fork) {
-        return None;
-    }
     let pid = child.pid()?;
     if child.tid()? != pid {
+        return None;
+    }
+    let _ = pids::forks(config, parent, child);
+    if !wanted(config, Kind::Fork) {
         return None;
     }
     let who = watched(config, parent)?;
@@ -107,9 +114,11 @@ fn exit(task: Task) -> Option<()> {
     let thread = (pid as u64) << 32 | tid as u64;
     let _ = IN_FLIGHT.remove(thread);
     let _ = PENDING_MAPS.remove(thread);
-    let _ = WAITING.remove(tid);
+    let _ = NET_CALLS.remove(thread);
+    let _ = CUDA_CALLS.remove(thread);
 
     let config = config()?;
+    let _ = memory::victim_exits(config, task, tid);
     if !wanted(config, Kind::Exit) {
         return None;
     }

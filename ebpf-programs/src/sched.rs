@@ -1,19 +1,66 @@
-//! Scheduling: switches, migrations, waits for a CPU. Counters only.
+//! Scheduling: switches, time on and off the CPU, waits for it, migrations. Counters only.
 //!
-//! These hooks fire for every task of the host, some of them with a run queue's lock held: the
-//! filter comes first, and nothing here sends a record.
+//! Invariants:
+//! - These hooks fire for every task of the host, with a run queue's lock held: the filter comes
+//!   first, and nothing here sends a record.
+//! - The times are the scheduler's own (`sched_info`, `sum_exec_runtime`): what is told of a thread
+//!   is the difference since it left a CPU before. So a switch is all that has to be seen, and
+//!   nothing happens at a wake-up.
+//! - An entry of `TURNS` is only touched while its thread leaves a CPU, or before its first turn.
 
 use crate::{
-    emit::{counters, lost, now},
-    filter::{Who, config, watched},
-    kernel::{Address, Task},
-    tables::{WAITING, offset},
+    emit::{counters, lost, slot},
+    filter::{Who, config, wanted},
+    kernel::Address,
+    tables::{HISTOGRAMS, offset},
+    typed::{Memory, Typed, watched},
 };
 use aya_ebpf::{
-    macros::{btf_tracepoint, raw_tracepoint},
+    Global,
+    macros::{btf_tracepoint, map, raw_tracepoint},
+    maps::{Array, HashMap},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
-use palisade_abi::{Config, LOSS_STATE_MAP, Waiting};
+use palisade_abi::{
+    Config, Counters, CpuOffsets, HISTOGRAM_BUCKETS, HistogramKey, Kind, LOSS_STATE_MAP, MAX_CPUS,
+    Turn,
+};
+
+/// Bit of a task's state at its last switch.
+const TASK_DEAD: u32 = 0x80;
+
+/// Threads of watched workloads, by the address of their `task_struct`.
+#[map]
+pub static TURNS: HashMap<u64, Turn> = HashMap::with_max_entries(16_384, 0);
+
+/// NUMA node of each CPU. Written by the agent.
+#[map]
+pub static NODES: Array<u32> = Array::with_max_entries(MAX_CPUS, 0);
+
+/// Offsets of kernel structure members.
+#[unsafe(no_mangle)]
+pub static OFFSETS_CPU: Global<CpuOffsets> = Global::new(CpuOffsets {
+    task_ran: 0,
+    task_delayed: 0,
+    task_turns: 0,
+    task_arrival: 0,
+    task_cfs_rq: 0,
+    cfs_rq_rq: 0,
+    rq_clock: 0,
+    task_cpu: 0,
+    victim_is_task: 0,
+});
+
+/// One member of [`OFFSETS_CPU`], as `offset!` reads those of `OFFSETS`.
+macro_rules! cpu_offset {
+    ($member:ident) => {{
+        let table = (&raw const $crate::sched::OFFSETS_CPU).cast::<palisade_abi::CpuOffsets>();
+        // SAFETY: `Global` is transparent over an initialised `CpuOffsets`; the volatile read
+        // keeps the compiler from using the zeros above instead of what the agent put there.
+        unsafe { core::ptr::read_volatile(&raw const (*table).$member) as usize }
+    }};
+}
+pub(crate) use cpu_offset;
 
 /// `sched_switch`, BTF tracepoint: (preempt, previous, next, state of previous)
 #[btf_tracepoint(function = "sched_switch")]
@@ -25,12 +72,7 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     } else {
         None
     };
-    let _ = switch(
-        ctx.arg::<u64>(0) & 1,
-        task(ctx.arg(1)),
-        task(ctx.arg(2)),
-        state,
-    );
+    let _ = left(ctx.arg::<u64>(0) & 1, Typed(ctx.arg(1)), state);
     0
 }
 
@@ -42,131 +84,191 @@ pub fn sched_switch_raw(ctx: RawTracePointContext) -> i32 {
     } else {
         None
     };
-    let _ = switch(
-        ctx.arg::<u64>(0) & 1,
-        task(ctx.arg(1)),
-        task(ctx.arg(2)),
-        state,
-    );
-    0
-}
-
-/// `sched_wakeup`, BTF tracepoint: (task)
-#[btf_tracepoint(function = "sched_wakeup")]
-pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
-    let _ = wakeup(task(ctx.arg(0)));
-    0
-}
-
-/// `sched_wakeup`, raw tracepoint
-#[raw_tracepoint(tracepoint = "sched_wakeup")]
-pub fn sched_wakeup_raw(ctx: RawTracePointContext) -> i32 {
-    let _ = wakeup(task(ctx.arg(0)));
+    let _ = left(ctx.arg::<u64>(0) & 1, Address(ctx.arg(1)), state);
     0
 }
 
 /// `sched_wakeup_new`, BTF tracepoint: (task)
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
-    let _ = wakeup(task(ctx.arg(0)));
+    let _ = born(Typed(ctx.arg(0)));
     0
 }
 
 /// `sched_wakeup_new`, raw tracepoint
 #[raw_tracepoint(tracepoint = "sched_wakeup_new")]
 pub fn sched_wakeup_new_raw(ctx: RawTracePointContext) -> i32 {
-    let _ = wakeup(task(ctx.arg(0)));
+    let _ = born(Address(ctx.arg(0)));
     0
 }
 
 /// `sched_migrate_task`, BTF tracepoint: (task, CPU)
 #[btf_tracepoint(function = "sched_migrate_task")]
 pub fn sched_migrate(ctx: BtfTracePointContext) -> i32 {
-    let _ = migrate(task(ctx.arg(0)));
+    let _ = migrate(Typed(ctx.arg(0)), ctx.arg(1));
     0
 }
 
 /// `sched_migrate_task`, raw tracepoint
 #[raw_tracepoint(tracepoint = "sched_migrate_task")]
 pub fn sched_migrate_raw(ctx: RawTracePointContext) -> i32 {
-    let _ = migrate(task(ctx.arg(0)));
+    let _ = migrate(Address(ctx.arg(0)), ctx.arg(1));
     0
 }
 
+/// A task left the CPU.
 #[inline(always)]
-fn task(pointer: *const u8) -> Task {
-    Task(Address(pointer as u64))
-}
-
-#[inline(always)]
-fn switch(preempt: u64, previous: Task, next: Task, state: Option<u32>) -> Option<()> {
+fn left<M: Memory>(preempt: u64, task: M, state: Option<u32>) -> Option<()> {
     let config = config()?;
-    let _ = left(config, preempt, previous, state);
-    came(config, next)
-}
-
-/// A task left the CPU. The kernel's own rule for `nvcsw` and `nivcsw`.
-#[inline(always)]
-fn left(config: &Config, preempt: u64, task: Task, state: Option<u32>) -> Option<()> {
     let who = watched(config, task)?;
     let state = match state {
         Some(state) => state,
-        None => task.0.read(offset!(task_state))?,
+        None => task.read(offset!(task_state))?,
     };
+    // The kernel's own rule for `nvcsw` and `nivcsw`.
     let runnable = preempt != 0 || state == 0;
-    if let Some(counters) = counters(&who) {
-        if runnable {
-            counters.involuntary += 1;
-        } else {
-            counters.voluntary += 1;
-        }
-    }
-    if runnable {
-        starts_waiting(&who);
-    }
-    // A task that goes to sleep may have an entry, and it stays: either the wake-up came while it
-    // still ran, then the next one overwrites it; or, since Linux 6.12, the wake-up of a task with
-    // a delayed dequeue overtook this hook, and the wait is real.
-    Some(())
-}
-
-/// A task got the CPU.
-#[inline(always)]
-fn came(config: &Config, task: Task) -> Option<()> {
-    let who = watched(config, task)?;
-    // SAFETY: an entry is only changed under the lock of the task's run queue, which is held.
-    let waiting = *unsafe { WAITING.get(who.tid) }?;
-    let _ = WAITING.remove(who.tid);
-    if waiting.workload != who.workload {
-        return None;
-    }
     let counters = counters(&who)?;
-    counters.runq_waits += 1;
-    counters.runq_ns += now().saturating_sub(waiting.since_ns);
-    Some(())
-}
-
-#[inline(always)]
-fn wakeup(task: Task) -> Option<()> {
-    let who = watched(config()?, task)?;
-    starts_waiting(&who);
-    Some(())
-}
-
-#[inline(always)]
-fn migrate(task: Task) -> Option<()> {
-    let who = watched(config()?, task)?;
-    counters(&who)?.migrations += 1;
-    Some(())
-}
-
-#[inline(always)]
-fn starts_waiting(who: &Who) {
-    let waiting = Waiting {
-        since_ns: now(),
-        workload: who.workload,
+    if runnable {
+        counters.involuntary += 1;
+    } else {
+        counters.voluntary += 1;
+    }
+    let now = Turn {
+        start_ns: task.read(offset!(task_start))?,
+        ran_ns: task.read(cpu_offset!(task_ran))?,
+        delayed_ns: task.read(cpu_offset!(task_delayed))?,
+        turns: task.read(cpu_offset!(task_turns))?,
+        slept_ns: if runnable || !wanted(config, Kind::SampleCpu) {
+            0
+        } else {
+            scheduler_clock(task)?
+        },
     };
-    if WAITING.insert(who.tid, waiting, 0).is_err() {
+    let key = task.address().0;
+    let known = TURNS.get_ptr_mut(key);
+    if let Some(before) = known {
+        // SAFETY: only this thread's switches touch the entry, and it is in one.
+        let before = unsafe { &mut *before };
+        if before.start_ns == now.start_ns {
+            turn_ended(config, &who, counters, task, before, &now);
+        }
+        *before = now;
+    }
+    if state & TASK_DEAD != 0 {
+        let _ = TURNS.remove(key);
+    } else if known.is_none() && TURNS.insert(key, now, 0).is_err() {
         lost(who.workload, LOSS_STATE_MAP);
     }
+    Some(())
+}
+
+#[inline(always)]
+fn turn_ended<M: Memory>(
+    config: &Config,
+    who: &Who,
+    counters: &mut Counters,
+    task: M,
+    before: &Turn,
+    now: &Turn,
+) {
+    let turns = now.turns.wrapping_sub(before.turns);
+    let delayed_ns = now.delayed_ns.wrapping_sub(before.delayed_ns);
+    counters.on_ns += now.ran_ns.wrapping_sub(before.ran_ns);
+    counters.runq_waits += turns;
+    counters.runq_ns += delayed_ns;
+    if before.slept_ns != 0
+        && turns == 1
+        && let Some(arrival) = task.read::<u64>(cpu_offset!(task_arrival))
+    {
+        counters.off_waits += 1;
+        counters.off_ns += arrival
+            .saturating_sub(before.slept_ns)
+            .saturating_sub(delayed_ns);
+    }
+    if turns != 0 && wanted(config, Kind::SampleRunq) {
+        let key = HistogramKey {
+            start_ns: who.start_ns,
+            workload: who.workload,
+            pid: who.pid,
+            kind: Kind::SampleRunq as u32,
+        };
+        // More than one turn only if the kernel skipped this hook in between.
+        let each = if turns == 1 {
+            delayed_ns
+        } else {
+            delayed_ns / turns
+        };
+        if let Some(histogram) = slot(&HISTOGRAMS, &key, who.workload)
+            && let Some(count) = histogram.counts.get_mut(bucket(each))
+        {
+            *count += turns;
+        }
+    }
+}
+
+/// Bucket of a time in nanoseconds; see `palisade_abi::HISTOGRAM_BUCKETS`. By halves: BPF has no
+/// instruction that counts leading zeros, and the verifier follows this one to constants.
+#[inline(always)]
+fn bucket(ns: u64) -> usize {
+    let mut rest = ns / 1000;
+    if rest >> (HISTOGRAM_BUCKETS - 2) != 0 {
+        return HISTOGRAM_BUCKETS - 1;
+    }
+    let mut bits = 0;
+    if rest >> 16 != 0 {
+        rest >>= 16;
+        bits += 16;
+    }
+    if rest >> 8 != 0 {
+        rest >>= 8;
+        bits += 8;
+    }
+    if rest >> 4 != 0 {
+        rest >>= 4;
+        bits += 4;
+    }
+    if rest >> 2 != 0 {
+        rest >>= 2;
+        bits += 2;
+    }
+    if rest >> 1 != 0 {
+        rest >>= 1;
+        bits += 1;
+    }
+    if rest != 0 { bits + 1 } else { bits }
+}
+
+/// The clock by which the scheduler takes its times, as of this switch.
+#[inline(always)]
+fn scheduler_clock<M: Memory>(task: M) -> Option<u64> {
+    task.follow(cpu_offset!(task_cfs_rq))?
+        .follow(cpu_offset!(cfs_rq_rq))?
+        .read(cpu_offset!(rq_clock))
+}
+
+/// A new thread: it has had no turn yet.
+#[inline(always)]
+fn born<M: Memory>(task: M) -> Option<()> {
+    let who = watched(config()?, task)?;
+    let turn = Turn {
+        start_ns: task.read(offset!(task_start))?,
+        ..Turn::default()
+    };
+    if TURNS.insert(task.address().0, turn, 0).is_err() {
+        lost(who.workload, LOSS_STATE_MAP);
+    }
+    Some(())
+}
+
+/// A task is about to be moved to CPU `to`.
+#[inline(always)]
+fn migrate<M: Memory>(task: M, to: u32) -> Option<()> {
+    let who = watched(config()?, task)?;
+    let counters = counters(&who)?;
+    counters.migrations += 1;
+    let from: u32 = task.read(cpu_offset!(task_cpu))?;
+    if NODES.get(from)? != NODES.get(to)? {
+        counters.cross_node += 1;
+    }
+    Some(())
 }

@@ -11,12 +11,16 @@ use palisade_abi::{
     Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule, FaultCounters,
     FileKey, GpuCommandCounters, GpuCommandKey, GpuCounters, GpuCountersKey, HistogramCounters,
     HistogramKey, InFlight, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, NetCounters, Offsets,
-    PendingMap, ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, Verdict, Waiting,
+    PendingMap, ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, Verdict,
 };
 
 /// Raw records and `FILE_NAME` entries. Resized by the agent.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// The only entry: when the agent was woken last, `CLOCK_BOOTTIME` nanoseconds.
+#[map]
+pub static LAST_WAKE: Array<u64> = Array::with_max_entries(1, 0);
 
 /// The only entry: switches that change at run time.
 #[map]
@@ -45,10 +49,6 @@ pub static LAST_RETURN: Array<u64> = Array::with_max_entries(MAX_DEVICE_CLASSES,
 /// `mmap` and `munmap` calls under way, of watched workloads.
 #[map]
 pub static PENDING_MAPS: HashMap<u64, PendingMap> = HashMap::with_max_entries(16_384, 0);
-
-/// Watched tasks that wait for a CPU, by thread id.
-#[map]
-pub static WAITING: HashMap<u32, Waiting> = HashMap::with_max_entries(16_384, 0);
 
 /// Counters per process. Resized by the agent.
 #[map]

@@ -3,6 +3,8 @@
 //! Invariants: a test acts on nothing that it did not start; everything here cleans up when it is dropped, also on a panic;
 //! a test that cannot run says so in a line that begins with `SKIPPED`.
 
+pub mod bench;
+
 use anyhow::{Context, Result, bail};
 use palisade::identity::layout::Layout;
 use palisade::sensors;
@@ -13,8 +15,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a test waits for something that should take milliseconds.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for something that should take milliseconds. On an emulated processor (`./x vm`) an
+/// agent compiles its policies for 20 s.
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Returns from the test, saying why, if live eBPF cannot be had here.
 #[macro_export]

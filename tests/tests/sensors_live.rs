@@ -6,12 +6,28 @@
 
 #[path = "sensors_live/contention.rs"]
 mod contention;
+#[path = "sensors_live/cpu.rs"]
+mod cpu;
+#[path = "sensors_live/cuda.rs"]
+mod cuda;
 #[path = "sensors_live/driver_calls.rs"]
 mod driver_calls;
+#[path = "sensors_live/gpu_commands.rs"]
+mod gpu_commands;
+#[path = "sensors_live/memory.rs"]
+mod memory;
+#[path = "sensors_live/inference.rs"]
+mod inference;
 #[path = "sensors_live/maps.rs"]
 mod maps;
+#[path = "sensors_live/net.rs"]
+mod net;
 #[path = "sensors_live/processes.rs"]
 mod processes;
+#[path = "sensors_live/reads.rs"]
+mod reads;
+#[path = "sensors_live/scope.rs"]
+mod scope;
 #[path = "sensors_live/support.rs"]
 mod support;
 

@@ -68,10 +68,13 @@ pub fn demo(arguments: &[String]) -> Result<ExitCode> {
     foreground(&mut command)
 }
 
-/// Builds, then runs the benchmarks.
+/// Benchmarks with a name of their own; without a name the ratios are printed.
+const BENCHMARKS: [&str; 3] = ["overhead", "storm", "footprint"];
+
+/// Builds, then runs a benchmark.
 pub fn bench(arguments: &[String]) -> Result<ExitCode> {
     build(Profile::Release)?;
-    // The reaction is measured with a guest of the tests.
+    // Reaction, storm and all signals are measured with guests of the tests.
     wasm::build_guests(&setup::setup()?)?;
     let mut command = cargo();
     command.args([
@@ -83,7 +86,11 @@ pub fn bench(arguments: &[String]) -> Result<ExitCode> {
         "--bins",
     ]);
     step("benchmarks", &mut command)?;
-    let mut command = Command::new(root().join("target/release/ratios"));
-    command.current_dir(root()).args(arguments);
+    let (program, rest) = match arguments.split_first() {
+        Some((name, rest)) if BENCHMARKS.contains(&name.as_str()) => (name.as_str(), rest),
+        _ => ("ratios", arguments),
+    };
+    let mut command = Command::new(root().join("target/release").join(program));
+    command.current_dir(root()).args(rest);
     foreground(&mut command)
 }

@@ -5,6 +5,7 @@ mod build;
 mod process;
 mod setup;
 mod test;
+mod vm;
 mod wasm;
 
 use anyhow::Result;
@@ -18,8 +19,9 @@ const HELP: &str = "\
   demo           build, then show Palisade at work on this kernel (under a minute)
   test [FILTER]  run every test that this machine can run; what cannot run is counted as skipped
   soak           the same tests with larger numbers (PALISADE_SOAK=1)
+  vm [KERNEL]    run the live tests in QEMU on stock kernels: 6.1, 6.12, newest, all (./x vm --help)
   lint           format, clippy with warnings denied
-  bench          print the benchmarks' ratios
+  bench [NAME]   print the benchmarks' ratios; or overhead, storm, footprint (docs/performance.md)
   help           this text
 
 Exit codes: 0 done; 1 something failed; 2 unknown command; 5 something is missing on this machine.
@@ -54,6 +56,7 @@ fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
         "demo" => build::demo(rest),
         "test" => test::test(rest, test::Size::Normal),
         "soak" => test::test(rest, test::Size::Soak),
+        "vm" => vm::vm(rest),
         "lint" => test::lint().map(|()| ExitCode::SUCCESS),
         "bench" => build::bench(rest),
         "help" => {

@@ -205,7 +205,7 @@ mod tests {
         let mut seen = Vec::new();
         let mut shell = Command::new("sh");
         shell.args(["-c", "echo one; echo two >&2; exit 3"]);
-        let good = stream(&mut shell, Duration::from_secs(60), |line| {
+        let good = stream(&mut shell, Duration::from_mins(1), |line| {
             seen.push(line.to_owned());
         });
         assert!(!good.expect("it ran"));

@@ -20,6 +20,13 @@ const DEBIAN_RUST: &[&str] = &[
 #[derive(Debug)]
 pub struct Missing(String);
 
+impl Missing {
+    /// What is missing, and what to do.
+    pub fn new(what: String) -> Self {
+        Self(what)
+    }
+}
+
 impl std::fmt::Display for Missing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
@@ -184,6 +191,15 @@ fn cargo_bin() -> PathBuf {
         .join("bin")
 }
 
+/// A program of the PATH, or of the system's folders, which a user's PATH may leave out.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+}
+
 fn find_bpf_linker() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -252,12 +268,25 @@ fn apt_update() -> Result<()> {
     )
 }
 
+/// Finds these programs, each with the package that has it, or installs the packages.
+pub fn tools(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = programs
+        .iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    apt(&missing)
+}
+
 /// Installs packages with apt.
 fn apt(packages: &[&str]) -> Result<()> {
     let names = packages.join(" ");
     let missing = || {
         Missing(format!(
-            "these packages are missing: {names}; install them as root (apt-get install {names}), then run ./x setup again"
+            "these packages are missing: {names}; install them as root (apt-get install {names}), then run ./x again"
         ))
     };
     if output(Command::new("apt-get").arg("--version")).is_none() {

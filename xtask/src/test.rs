@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// Longest silence of the tests before they count as hung. Each says its name when it begins; what
 /// is built without a word meanwhile takes a few minutes on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
+const PATIENCE: Duration = Duration::from_mins(15);
 
 /// How large the tests' numbers are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,12 +52,11 @@ pub fn test(arguments: &[String], size: Size) -> Result<ExitCode> {
             println!("  {skip}");
         }
     }
-    // A skipped test returns early and libtest counts it as passed: count it once, as skipped.
-    let passed = tally.passed.saturating_sub(tally.skips.len() as u64);
+    let passed = tally.passed();
     println!(
         "\n{passed} passed, {} failed, {} skipped",
         tally.failed,
-        tally.skips.len() as u64 + tally.ignored
+        tally.skipped()
     );
     Ok(if good && tally.failed == 0 && passed > 0 {
         ExitCode::SUCCESS
@@ -66,17 +65,30 @@ pub fn test(arguments: &[String], size: Size) -> Result<ExitCode> {
     })
 }
 
+/// Sums of what several test programs print.
 #[derive(Default)]
-struct Tally {
+pub struct Tally {
     passed: u64,
-    failed: u64,
+    /// Failed tests.
+    pub failed: u64,
     ignored: u64,
-    skips: Vec<String>,
+    /// Skipped tests, each with the reason.
+    pub skips: Vec<String>,
 }
 
 impl Tally {
+    /// A skipped test returns early and libtest counts it as passed: it counts once, as skipped.
+    pub fn passed(&self) -> u64 {
+        self.passed.saturating_sub(self.skips.len() as u64)
+    }
+
+    /// Tests that could not run, or were told not to.
+    pub fn skipped(&self) -> u64 {
+        self.skips.len() as u64 + self.ignored
+    }
+
     /// Reads libtest's closing lines, and the `SKIPPED name: why` lines of the project's tests.
-    fn see(&mut self, line: &str) {
+    pub fn see(&mut self, line: &str) {
         if let Some(at) = line.find("SKIPPED ") {
             self.skips.push(line[at + "SKIPPED ".len()..].to_owned());
         }

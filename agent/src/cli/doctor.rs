@@ -6,13 +6,14 @@
 
 mod host;
 mod sensing;
+mod signals;
 
 use super::Paths;
 use super::exit;
 use super::style::{Colour, Style};
 use crate::config::Config;
 use crate::identity::layout::{Flavour, Layout};
-use crate::sensors::capabilities;
+use crate::sensors::{SignalReport, capabilities};
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
@@ -94,26 +95,37 @@ impl Check {
 /// Runs the command: 0 if the agent can work, 5 if something essential is missing, 8 if that is
 /// only the eBPF object.
 pub fn run(args: &DoctorArgs, paths: &Paths) -> Result<u8> {
-    let checks = checks(paths);
+    let (checks, signals) = look(paths);
     let mut out = std::io::stdout().lock();
     if args.json {
-        let report = serde_json::json!({ "verdict": verdict(&checks), "checks": checks });
+        let verdict = verdict(&checks);
+        let report =
+            serde_json::json!({ "verdict": verdict, "checks": checks, "signals": signals });
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
     } else {
-        out.write_all(table(&checks, Style::of_stdout()).as_bytes())?;
+        let style = Style::of_stdout();
+        if !signals.is_empty() {
+            writeln!(out, "{}", signals::table(&signals, style))?;
+        }
+        out.write_all(table(&checks, style).as_bytes())?;
     }
     Ok(exit_code(&checks))
 }
 
-/// Everything that there is to look at.
-pub fn checks(paths: &Paths) -> Vec<Check> {
+/// Everything that there is to look at, and every signal with its hooks if they could be tried.
+fn look(paths: &Paths) -> (Vec<Check>, Vec<SignalReport>) {
     let layout = Layout::detect();
     let cgroup_v2 = layout
         .as_ref()
         .is_ok_and(|layout| layout.flavour == Flavour::V2);
     let object = crate::ebpf_object::embedded();
-    let mut checks = sensing::checks(&capabilities(object, cgroup_v2), object.map(<[u8]>::len));
+    let found = capabilities(object, cgroup_v2);
+    let signals = match &found.trial {
+        Some(Ok(report)) => report.signals(),
+        _ => Vec::new(),
+    };
+    let mut checks = sensing::checks(&found, object.map(<[u8]>::len));
     checks.extend(host::processes());
     checks.extend(host::cgroups(&layout));
     checks.push(host::pressure());
@@ -124,7 +136,7 @@ pub fn checks(paths: &Paths) -> Vec<Check> {
     checks.push(host::folder("run folder", &folders.run_dir));
     checks.push(host::folder("state folder", &folders.state_dir));
     checks.push(host::agent(&folders.socket()));
-    checks
+    (checks, signals)
 }
 
 fn configuration(file: &Path) -> Check {

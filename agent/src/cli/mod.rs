@@ -5,10 +5,12 @@ pub mod demo;
 pub mod doctor;
 mod leases;
 mod policy;
+mod record;
 mod replay;
 mod run;
 mod status;
 pub mod style;
+mod top;
 
 use crate::config::{self, Config};
 use crate::control;
@@ -23,6 +25,7 @@ Examples:
   palisade demo                                see it work, in under a minute, leaving nothing behind
   palisade run --config /etc/palisade/palisade.toml     guard this host
   palisade status                              what the running agent is doing
+  palisade top                                 what every workload is doing, live
   palisade audit tail -f                       follow its decisions
   palisade disarm                              kill switch: undo everything, act on nothing
 
@@ -121,6 +124,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// What the running agent is doing.
     Status(status::StatusArgs),
+    /// Metrics per workload, live: CPU waits, requests, driver, model loads.
+    Top(top::TopArgs),
     /// List, check or reload policies.
     Policy(policy::PolicyArgs),
     /// Review the audit log.
@@ -131,6 +136,8 @@ enum Command {
     Disarm,
     /// Let the agent act again.
     Arm,
+    /// Record what the sensors see; loads no policy, acts on nothing.
+    Record(record::RecordArgs),
     /// Run policies over a recording and print their decisions.
     Replay(replay::ReplayArgs),
     /// Undoes leases when the agent dies. Started by the agent.
@@ -145,11 +152,13 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Command::Doctor(args) => doctor::run(args, &cli.paths),
         Command::Demo(args) => demo::run(args),
         Command::Status(args) => status::run(args, &cli.paths),
+        Command::Top(args) => top::run(args, &cli.paths),
         Command::Policy(args) => policy::run(args, &cli.paths),
         Command::Audit(args) => audit::run(args, &cli.paths.resolve()?.audit_dir()),
         Command::Leases(args) => leases::run(args, &cli.paths),
         Command::Disarm => status::disarm(&cli.paths, true),
         Command::Arm => status::disarm(&cli.paths, false),
+        Command::Record(args) => record::run(args, &cli.paths),
         Command::Replay(args) => replay::run(args, &cli.paths),
         Command::Keeper(args) => leases::keeper(args),
     }

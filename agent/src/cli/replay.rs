@@ -1,17 +1,22 @@
-//! `palisade replay`: policies over a recording.
+//! `palisade replay`: policies over a recording, or what is in it.
 
-use super::style::escape;
+use super::style::{Colour, Style, Table, escape};
 use super::{Paths, exit};
-use crate::replay;
-use anyhow::Result;
+use crate::config::units;
+use crate::replay::{self, Speed, Summary};
+use anyhow::{Context, Result};
 use clap::Args;
+use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 const AFTER_HELP: &str = "\
 Examples:
-  palisade run --config palisade.toml --record today.pal     make a recording
-  palisade replay today.pal --config palisade.toml           what would these policies have decided?
-  palisade replay today.pal --json > decisions.jsonl         one decision a line, the same bytes each time";
+  palisade record --for 60s --output today.arrows            make a recording (or: palisade run --record)
+  palisade replay today.arrows --summary                     what is in it
+  palisade replay today.arrows --config palisade.toml        what would these policies have decided?
+  palisade replay today.arrows --speed 10x                   watch it, ten times as fast as it was
+  palisade replay today.arrows --json > decisions.jsonl      one decision a line, the same bytes each time";
 
 /// Options of `replay`.
 #[derive(Debug, Args)]
@@ -19,32 +24,108 @@ Examples:
 pub struct ReplayArgs {
     /// The recording.
     file: PathBuf,
-    /// As JSON lines.
+    /// As JSON lines; with --summary as one JSON object.
     #[arg(long)]
     json: bool,
+    /// How fast: max, 1x (real time), 10x, 0.5x.
+    #[arg(long, default_value = "max", value_name = "SPEED")]
+    speed: Speed,
+    /// Only say what is in it: no policy runs, no configuration is read.
+    #[arg(long, conflicts_with = "speed")]
+    summary: bool,
 }
 
 pub(super) fn run(args: &ReplayArgs, paths: &Paths) -> Result<u8> {
-    let config = paths.load_without_host()?;
-    let outcome = replay::replay(&args.file, &config)?;
-    for decision in &outcome.decisions {
+    if args.summary {
+        let summary = replay::summary(&args.file)?;
         if args.json {
-            println!("{}", serde_json::to_string(decision)?);
+            println!("{}", serde_json::to_string(&summary)?);
         } else {
-            let seconds = decision.time_ns.saturating_sub(outcome.first_ns) as f64 / 1e9;
-            println!("replayed {seconds:8.2} s  {}", escape(&decision.in_words()));
+            print(&summary);
         }
+        return Ok(exit::OK);
     }
+    let config = paths.load_without_host()?;
+    let mut out = std::io::stdout().lock();
+    let outcome = replay::replay(&args.file, &config, args.speed, &mut |line| {
+        if args.json {
+            serde_json::to_writer(&mut out, line)?;
+            writeln!(out)?;
+        } else {
+            let seconds = line.since_ns as f64 / 1e9;
+            writeln!(
+                out,
+                "replayed {seconds:8.2} s  {}",
+                escape(&line.in_words())
+            )?;
+        }
+        out.flush().context("writing the decisions")
+    })?;
     if !args.json {
-        println!(
+        writeln!(
+            out,
             "replayed {} batches, {} records, {} decisions",
-            outcome.batches,
-            outcome.records,
-            outcome.decisions.len()
-        );
+            outcome.batches, outcome.records, outcome.decisions
+        )?;
     }
     for note in &outcome.notes {
         eprintln!("palisade: {}", escape(note));
     }
     Ok(exit::OK)
+}
+
+fn print(summary: &Summary) {
+    let style = Style::of_stdout();
+    let origin = &summary.origin;
+    let span = Duration::from_nanos(summary.last_ns.saturating_sub(summary.first_ns));
+    println!(
+        "recorded  {} by palisade {} on Linux {}",
+        match origin.started_unix_ns {
+            0 => "at an unknown time".to_owned(),
+            wall_ns => crate::audit::clock::rfc3339(wall_ns),
+        },
+        escape(&origin.agent),
+        escape(&origin.kernel)
+    );
+    println!(
+        "spans     {:.1} s in {} batches",
+        span.as_secs_f64(),
+        summary.batches
+    );
+    println!(
+        "size      {} bytes in {} chunks, {:.1} a record",
+        summary.bytes,
+        summary.chunks,
+        summary.bytes as f64 / summary.records.max(1) as f64
+    );
+    println!(
+        "knows     {} processes, {} workloads, {} files",
+        summary.processes, summary.workloads, summary.files
+    );
+    println!(
+        "lost      {} in the kernel, {} to policies, {} to the recording",
+        summary.lost_in_kernel, summary.lost_to_policies, summary.lost_to_recording
+    );
+    let end = match (&summary.torn, summary.ended) {
+        (Some(torn), _) => style.paint(Colour::Yellow, torn),
+        (None, true) => "closed in order".to_owned(),
+        (None, false) => style.paint(
+            Colour::Yellow,
+            "not closed in order: its end may be missing",
+        ),
+    };
+    println!("end       {end}\n");
+    let mut table = Table::new(&["KIND", "RECORDS"]);
+    for (kind, count) in &summary.kinds {
+        table.row([(kind.clone(), None), (count.to_string(), None)]);
+    }
+    table.row([
+        ("all".to_owned(), None),
+        (summary.records.to_string(), None),
+    ]);
+    print!("{}", table.render(style));
+    if origin.window_ns > 0 {
+        let window = units::show_duration(Duration::from_nanos(origin.window_ns));
+        println!("\nSamples are of {window} each.");
+    }
 }

@@ -11,7 +11,7 @@ const AFTER_HELP: &str = "\
 Examples:
   palisade run --config /etc/palisade/palisade.toml
   palisade run --config palisade.toml --check              only check the configuration and the policies
-  palisade run --config palisade.toml --record today.pal   keep the events for `palisade replay`
+  palisade run --config palisade.toml --record day.arrows   keep the events for `palisade replay`
 
 It stops in order on SIGTERM and SIGINT: every lease is undone first. The log goes to standard error; PALISADE_LOG
 sets its level (error, warn, info, debug; default info).";
@@ -56,7 +56,7 @@ pub(super) fn run(args: &RunArgs, paths: &Paths) -> Result<u8> {
     )
 }
 
-fn start_logging() {
+pub(super) fn start_logging() {
     let filter = EnvFilter::try_from_env("PALISADE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // A second initialisation (tests) keeps the first.

@@ -55,21 +55,17 @@ pub(super) fn run(args: &StatusArgs, paths: &Paths) -> Result<u8> {
     policy::print_policies(&status["policies"]);
     println!();
     print_leases(&core["leases"], status["now_ns"].as_u64().unwrap_or(0));
-    let missing: Vec<&Value> = status["sensors"]["report"]["hooks"]
+    let absent: Vec<&str> = status["sensors"]["absent"]
         .as_array()
         .into_iter()
         .flatten()
-        .filter(|hook| {
-            hook["wanted"] == Value::Bool(true)
-                && hook["attached"].is_null()
-                && hook["optional"] != Value::Bool(true)
-        })
+        .filter_map(Value::as_str)
         .collect();
-    for hook in missing {
+    if !absent.is_empty() {
         println!(
-            "{} {} is subscribed to and cannot be had here; run: palisade doctor",
-            style.paint(Colour::Yellow, "missing"),
-            hook["name"]
+            "{}   {}: subscribed to, and cannot be had here; run: palisade doctor",
+            style.paint(Colour::Yellow, "absent"),
+            absent.join(", ")
         );
     }
     Ok(exit::OK)

@@ -5,6 +5,7 @@
 
 use super::faults::Warning;
 use crate::identity::ScopeRoots;
+use crate::sensors::Way;
 use palisade_abi::DeviceKey;
 use palisade_core::{CoreConfig, Grant, Mode, Power};
 use std::collections::BTreeMap;
@@ -48,6 +49,8 @@ pub struct Config {
     pub paths: Paths,
     /// What is watched.
     pub watch: Watch,
+    /// How the kernel is asked.
+    pub sensors: Sensors,
     /// Watched devices; the index is the device class in records.
     pub devices: Vec<DeviceClass>,
     /// Bounds on the agent's own use of memory and time.
@@ -126,6 +129,15 @@ impl Default for Watch {
             model_min_bytes: DEFAULT_MODEL_MIN_BYTES,
         }
     }
+}
+
+/// How the kernel is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sensors {
+    /// Ways of attaching that are left out where a hook has another one.
+    pub avoid: Vec<Way>,
+    /// CUDA's driver library, absolute; `None`: looked for in the usual places.
+    pub cuda_library: Option<PathBuf>,
 }
 
 /// Devices that share one driver lock.

@@ -12,6 +12,7 @@ mod faults;
 mod policies;
 mod raw;
 mod sections;
+mod sensors;
 pub mod units;
 mod watch;
 
@@ -20,7 +21,7 @@ pub use checked::{
     DEFAULT_HOST_ACTIONS_PER_MINUTE, DEFAULT_LOSS_WINDOW, DEFAULT_MAX_LEASES,
     DEFAULT_MODEL_MIN_BYTES, DEFAULT_MODEL_SUFFIXES, DEFAULT_RUN_DIR, DEFAULT_SLOW_CALL,
     DEFAULT_STATE_DIR, DEFAULT_WINDOW, DeviceClass, Limits, Paths, PolicyConfig, PolicyLimits,
-    Protect, Watch, default_core, default_grant,
+    Protect, Sensors, Watch, default_core, default_grant,
 };
 pub use devices::{PRESETS, Preset, ProcDevices};
 pub use faults::{ConfigErrors, Fault, Warning};

@@ -4,11 +4,12 @@
 //! goes on and the next fault is found too; the result is thrown away if there was any fault.
 
 use super::checked::{
-    Alerts, Config, DEFAULT_DRIVER_CALL_WAIT, Limits, Paths, PolicyLimits, Protect, Watch,
+    Alerts, Config, DEFAULT_DRIVER_CALL_WAIT, Limits, Paths, PolicyLimits, Protect, Sensors, Watch,
     absolute, default_core,
 };
 use super::faults::Faults;
 use super::raw::{Located, Section};
+use super::sensors::sensors;
 use super::watch::{cgroups_of, watch};
 use super::{Host, device_list, policies};
 use palisade_core::{CoreConfig, ProtectError, ProtectList};
@@ -37,6 +38,9 @@ pub(super) fn document(
     let watch = root
         .section("watch", "[watch]", faults)
         .map_or_else(Watch::default, |section| watch(section, context, faults));
+    let sensors = root
+        .section("sensors", "[sensors]", faults)
+        .map_or_else(Sensors::default, |section| sensors(section, faults));
     let devices = device_list::all(&mut root, context, faults);
     let limits = root
         .section("limits", "[limits]", faults)
@@ -64,6 +68,7 @@ pub(super) fn document(
         digest: String::new(),
         paths,
         watch,
+        sensors,
         devices,
         limits,
         core,

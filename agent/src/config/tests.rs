@@ -161,6 +161,7 @@ fn the_example_has_every_key_and_shows_the_defaults() {
     let spelled = bench.load(&uncommented).unwrap();
     assert_eq!(spelled.paths, Paths::default());
     assert_eq!(spelled.watch, Watch::default());
+    assert_eq!(spelled.sensors, Sensors::default());
     assert_eq!(spelled.limits, Limits::default());
     assert_eq!(spelled.core, default_core());
     assert_eq!(spelled.driver_call_wait, DEFAULT_DRIVER_CALL_WAIT);
@@ -183,6 +184,7 @@ fn is_default(line: &str) -> bool {
     };
     let no_default = [
         "cgroups", "webhook", "file", "power", "exe", "unit", "memory", "cgroup",
+        "cuda-library",
     ];
     !key.contains(' ') && !no_default.contains(&key)
 }

@@ -21,6 +21,7 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The names of all requests, for the error that an unknown one gets.
 const OPS: &[&str] = &[
     "status",
+    "metrics",
     "policy_list",
     "policy_reload",
     "leases",
@@ -35,6 +36,9 @@ const OPS: &[&str] = &[
 pub enum Request {
     /// How the agent fares.
     Status,
+    /// The metrics, a `Snapshot` of `crate::metrics`. Begins to gather them, or goes on; that ends some seconds
+    /// after the last such request.
+    Metrics,
     /// The policies and what became of them.
     PolicyList,
     /// Load a policy's file again.
@@ -230,6 +234,7 @@ mod tests {
     fn every_request_reads_back_and_is_listed() {
         let requests = [
             Request::Status,
+            Request::Metrics,
             Request::PolicyList,
             Request::PolicyReload { name: None },
             Request::PolicyReload {

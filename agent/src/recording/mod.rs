@@ -1,17 +1,25 @@
-//! Recordings: a run of the sensors in one file, to be fed through policies again.
+//! Recordings: a run of the sensors in one file, to be fed through policies again, and to be opened
+//! with the tools that people have. The file is an Apache Arrow IPC stream; docs/recordings.md has its columns.
 //!
-//! Invariants: the format carries a version; a crash loses the last frame only, and the reader
-//! says so; damaged bytes give an error with their offset, never a panic or an allocation larger
-//! than a frame may be. Nothing here knows about policies or the
-//! identity tables: what they say is written down as it is given.
+//! Invariants: the schema carries a version, and only that version is read; a crash loses the last
+//! chunk only, and the reader says so; damaged bytes give an error with their offset, never a panic or
+//! an allocation larger than a chunk may be. Nothing here knows about policies or the identity tables,
+//! or about the kinds of record beyond their names: what is said is written down as it is given.
 
-mod format;
+mod chunk;
+mod decode;
+mod entry;
+mod guard;
 mod reader;
+mod recorder;
+mod schema;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
-pub use format::{FORMAT_VERSION, Frame, Identity, MAGIC, MAX_FRAME};
+pub use entry::{Entry, Identity, Origin};
 pub use reader::{ReadError, Reader};
-pub use writer::{WriteError, Writer};
+pub use recorder::{Progress, Recorder};
+pub use schema::FORMAT_VERSION;
+pub use writer::{MAX_BATCH_RECORDS, MAX_TEXT, WriteError, Writer};

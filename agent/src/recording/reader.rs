@@ -1,13 +1,28 @@
 //! Reading a recording, whatever its bytes.
 //!
-//! Invariants: at most one frame is in memory; no length is believed before it is checked
-//! against [`MAX_FRAME`]; after an error or the end the reader yields nothing more.
+//! Invariants: at most one chunk is in memory; no length is believed before it is checked; after an
+//! error or the end the reader yields nothing more.
 
-use super::format::{self, FORMAT_VERSION, Frame, MAGIC, MAX_FRAME};
-use serde_json::Value;
+use super::decode::decode;
+use super::entry::{Entry, Origin};
+use super::guard;
+use super::schema::{self, FORMAT_VERSION, VERSION_KEY};
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_buffer::Buffer;
+use arrow_ipc::{Message, MessageHeader};
+use arrow_schema::{DataType, SchemaRef};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes of a message's description at most.
+const MAX_META: usize = 1 << 20;
+/// Bytes of a message's content at most.
+const MAX_BODY: usize = 64 << 20;
+/// How each message begins.
+const CONTINUATION: [u8; 4] = [0xff; 4];
 
 /// Why a recording cannot be read (any further).
 #[derive(Debug, thiserror::Error)]
@@ -21,50 +36,58 @@ pub enum ReadError {
         source: std::io::Error,
     },
     /// It is something else.
-    #[error("this is no Palisade recording (it does not begin with PALREC)")]
+    #[error(
+        "this is no Palisade recording (an Arrow IPC stream with {VERSION_KEY} in its metadata)"
+    )]
     NotARecording,
-    /// It was made by a later agent.
-    #[error("the recording has format version {found}; this program reads up to {FORMAT_VERSION}")]
+    /// It was made by an agent with another format.
+    #[error(
+        "the recording has format version {found}; this program reads version {FORMAT_VERSION}"
+    )]
     Version {
         /// Its version.
-        found: u32,
+        found: String,
     },
-    /// It stops in the middle of a frame: whoever wrote it was cut off. All before is good.
+    /// It stops in the middle of a chunk: whoever wrote it was cut off. All before is good.
     #[error(
-        "the recording was cut off at byte {offset}: its last frame is lost, all before it is good"
+        "the recording was cut off at byte {offset}: its last chunk is lost, all before it is good"
     )]
     Torn {
-        /// Where the unfinished frame begins.
+        /// Where the unfinished chunk begins.
         offset: u64,
     },
     /// Its bytes were changed.
     #[error("the recording is damaged at byte {offset}: {what}")]
     Corrupt {
-        /// Where the frame begins.
+        /// Where the chunk begins.
         offset: u64,
         /// What is wrong.
-        what: &'static str,
+        what: String,
     },
 }
 
 impl ReadError {
-    /// Whether all that was read is good and only the last frame is missing.
+    /// Whether all that was read is good and only the last chunk is missing.
     pub fn is_torn(&self) -> bool {
         matches!(self, Self::Torn { .. })
     }
 }
 
-/// Yields the frames of a recording. A recording without [`Frame::End`] was not closed in order.
+/// Yields the entries of a recording.
 #[derive(Debug)]
 pub struct Reader<R: Read = BufReader<File>> {
     input: R,
     offset: u64,
-    header: Value,
+    schema: SchemaRef,
+    dictionaries: HashMap<i64, ArrayRef>,
+    chunk: std::vec::IntoIter<Entry>,
+    chunks: u64,
     over: bool,
+    ended: bool,
 }
 
 impl Reader {
-    /// Reads the beginning of a file, up to and with the header.
+    /// Reads the beginning of a file, up to and with the schema.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let file = File::open(path).map_err(|source| ReadError::Io { offset: 0, source })?;
         Self::new(BufReader::with_capacity(256 * 1024, file))
@@ -72,41 +95,56 @@ impl Reader {
 }
 
 impl<R: Read> Reader<R> {
-    /// Reads the beginning, up to and with the header.
-    pub fn new(mut input: R) -> Result<Self, ReadError> {
-        let mut start = [0u8; 11];
-        let got =
-            fill(&mut input, &mut start).map_err(|source| ReadError::Io { offset: 0, source })?;
-        if got < start.len() || &start[..7] != MAGIC {
-            return Err(ReadError::NotARecording);
-        }
-        let found = u32::from_le_bytes([start[7], start[8], start[9], start[10]]);
-        if found == 0 || found > FORMAT_VERSION {
-            return Err(ReadError::Version { found });
-        }
+    /// Reads the beginning, up to and with the schema.
+    pub fn new(input: R) -> Result<Self, ReadError> {
         let mut reader = Self {
             input,
-            offset: start.len() as u64,
-            header: Value::Null,
+            offset: 0,
+            schema: Arc::new(arrow_schema::Schema::empty()),
+            dictionaries: HashMap::new(),
+            chunk: Vec::new().into_iter(),
+            chunks: 0,
             over: false,
+            ended: false,
         };
-        let offset = reader.offset;
-        match reader.frame()? {
-            Some(Frame::Header(header)) => reader.header = header,
-            Some(_) => {
-                return Err(ReadError::Corrupt {
-                    offset,
-                    what: "no header at its start",
+        let first = match reader.raw() {
+            Ok(Some(raw)) => raw,
+            Ok(None) | Err(ReadError::Corrupt { .. }) => return Err(ReadError::NotARecording),
+            Err(error) => return Err(error),
+        };
+        let message =
+            arrow_ipc::root_as_message(&first.meta).map_err(|_| ReadError::NotARecording)?;
+        let schema = message
+            .header_as_schema()
+            .and_then(|schema| arrow_ipc::convert::try_fb_to_schema(schema).ok())
+            .ok_or(ReadError::NotARecording)?;
+        match schema.metadata().get(VERSION_KEY) {
+            None => return Err(ReadError::NotARecording),
+            Some(version) if *version == FORMAT_VERSION.to_string() => {}
+            Some(version) => {
+                return Err(ReadError::Version {
+                    found: version.chars().take(20).collect(),
                 });
             }
-            None => return Err(ReadError::Torn { offset }),
         }
+        let columns = schema::fields();
+        let same = schema.fields().len() == columns.len()
+            && schema.fields().iter().zip(&columns).all(|(has, wants)| {
+                has.name() == wants.name() && has.data_type() == wants.data_type()
+            });
+        if !same {
+            return Err(ReadError::Corrupt {
+                offset: 0,
+                what: "its columns are not those of its version".to_owned(),
+            });
+        }
+        reader.schema = Arc::new(schema);
         Ok(reader)
     }
 
-    /// Where it comes from, a JSON object.
-    pub fn header(&self) -> &Value {
-        &self.header
+    /// Where it comes from.
+    pub fn origin(&self) -> Origin {
+        schema::origin(&self.schema)
     }
 
     /// Bytes read so far.
@@ -114,66 +152,163 @@ impl<R: Read> Reader<R> {
         self.offset
     }
 
-    /// The next frame; `None` at the end of the file.
-    fn frame(&mut self) -> Result<Option<Frame>, ReadError> {
+    /// Chunks read so far.
+    pub fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    /// Whether its end was reached and it was closed in order.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Reads up to and with the next chunk; `false` at the end.
+    fn advance(&mut self) -> Result<bool, ReadError> {
+        loop {
+            let offset = self.offset;
+            let Some(raw) = self.raw()? else {
+                return Ok(false);
+            };
+            let corrupt = |what: String| ReadError::Corrupt { offset, what };
+            let message = arrow_ipc::root_as_message(&raw.meta)
+                .map_err(|error| corrupt(format!("a message that does not read: {error}")))?;
+            match message.header_type() {
+                MessageHeader::DictionaryBatch => {
+                    self.learn(message, &raw.body).map_err(corrupt)?;
+                }
+                MessageHeader::RecordBatch => {
+                    let chunk = self.chunk_of(message, &raw.body).map_err(corrupt)?;
+                    self.chunk = decode(&chunk)
+                        .map_err(|what| corrupt(what.to_owned()))?
+                        .into_iter();
+                    self.chunks += 1;
+                    return Ok(true);
+                }
+                _ => return Err(corrupt("a message that is no chunk".to_owned())),
+            }
+        }
+    }
+
+    /// Takes in the names that a column's numbers stand for.
+    fn learn(&mut self, message: Message<'_>, body: &Buffer) -> Result<(), String> {
+        let dictionary = message
+            .header_as_dictionary_batch()
+            .ok_or("a dictionary that does not read")?;
+        if dictionary.isDelta() {
+            return Err("a dictionary in parts, which recordings do not use".to_owned());
+        }
+        let data = dictionary.data().ok_or("a dictionary without names")?;
+        guard::check(data, body, [DataType::Utf8].iter())?;
+        arrow_ipc::reader::read_dictionary(
+            body,
+            dictionary,
+            &self.schema,
+            &mut self.dictionaries,
+            &message.version(),
+        )
+        .map_err(|error| error.to_string())
+    }
+
+    fn chunk_of(&self, message: Message<'_>, body: &Buffer) -> Result<RecordBatch, String> {
+        let batch = message
+            .header_as_record_batch()
+            .ok_or("a chunk that does not read")?;
+        let columns = self.schema.fields().iter().map(|field| field.data_type());
+        guard::check(batch, body, columns)?;
+        arrow_ipc::reader::read_record_batch(
+            body,
+            batch,
+            Arc::clone(&self.schema),
+            &self.dictionaries,
+            None,
+            &message.version(),
+        )
+        .map_err(|error| error.to_string())
+    }
+
+    /// The next message; `None` at the end.
+    fn raw(&mut self) -> Result<Option<Raw>, ReadError> {
         let offset = self.offset;
         let io = |source| ReadError::Io { offset, source };
         let mut head = [0u8; 8];
         match fill(&mut self.input, &mut head).map_err(io)? {
             0 => return Ok(None),
             8 => {}
-            _ => return Err(ReadError::Torn { offset }),
+            got if CONTINUATION.starts_with(&head[..got.min(4)]) => {
+                return Err(ReadError::Torn { offset });
+            }
+            _ => {}
         }
-        let (len, crc) = head.split_at(4);
-        let number = |bytes: &[u8]| {
-            bytes
-                .iter()
-                .rev()
-                .fold(0u32, |n, byte| n << 8 | u32::from(*byte))
+        let corrupt = |what: &str| ReadError::Corrupt {
+            offset,
+            what: what.to_owned(),
         };
-        let len = number(len) as usize;
-        let crc = number(crc);
-        if len == 0 || len > MAX_FRAME {
-            return Err(ReadError::Corrupt {
-                offset,
-                what: "a frame of impossible length",
-            });
+        let [a, b, c, d, length @ ..] = head;
+        if [a, b, c, d] != CONTINUATION {
+            return Err(corrupt("no message of an Arrow stream"));
         }
-        let mut body = vec![0u8; len];
-        if fill(&mut self.input, &mut body).map_err(io)? < len {
+        let length = u32::from_le_bytes(length) as usize;
+        if length == 0 {
+            self.offset += 8;
+            self.ended = true;
+            return Ok(None);
+        }
+        if length > MAX_META {
+            return Err(corrupt("a message of impossible length"));
+        }
+        let mut meta = vec![0u8; length];
+        if fill(&mut self.input, &mut meta).map_err(io)? < length {
             return Err(ReadError::Torn { offset });
         }
-        if crc32fast::hash(&body) != crc {
-            return Err(ReadError::Corrupt {
-                offset,
-                what: "a frame whose checksum is wrong",
-            });
+        let body = arrow_ipc::root_as_message(&meta)
+            .ok()
+            .and_then(|message| usize::try_from(message.bodyLength()).ok())
+            .filter(|bytes| *bytes <= MAX_BODY)
+            .ok_or_else(|| corrupt("a message that does not read"))?;
+        // Grows with what is there, not with what is claimed.
+        let mut content = Vec::new();
+        let limit = body as u64;
+        let got = self
+            .input
+            .by_ref()
+            .take(limit)
+            .read_to_end(&mut content)
+            .map_err(io)?;
+        if got < body {
+            return Err(ReadError::Torn { offset });
         }
-        let frame = format::decode(&body).map_err(|what| ReadError::Corrupt { offset, what })?;
-        self.offset += 8 + len as u64;
-        Ok(Some(frame))
+        self.offset += (head.len() + length + body) as u64;
+        Ok(Some(Raw {
+            meta,
+            body: Buffer::from_vec(content),
+        }))
     }
 }
 
+/// A message: its description and its content.
+struct Raw {
+    meta: Vec<u8>,
+    body: Buffer,
+}
+
 impl<R: Read> Iterator for Reader<R> {
-    type Item = Result<Frame, ReadError>;
+    type Item = Result<Entry, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.over {
-            return None;
-        }
-        match self.frame() {
-            Ok(Some(frame)) => {
-                self.over = matches!(frame, Frame::End);
-                Some(Ok(frame))
+        loop {
+            if let Some(entry) = self.chunk.next() {
+                return Some(Ok(entry));
             }
-            Ok(None) => {
-                self.over = true;
-                None
+            if self.over {
+                return None;
             }
-            Err(error) => {
-                self.over = true;
-                Some(Err(error))
+            match self.advance() {
+                Ok(true) => {}
+                Ok(false) => self.over = true,
+                Err(error) => {
+                    self.over = true;
+                    return Some(Err(error));
+                }
             }
         }
     }

@@ -3,28 +3,37 @@
 
 use super::*;
 use crate::batch::Batch;
-use palisade_abi::{Header as RecordHeader, Record};
+use palisade_abi::{Header, Record};
+use palisade_core::{ProcessId, WorkloadId};
 use proptest::prelude::*;
-use serde_json::{Value, json};
+use std::sync::LazyLock;
 
-fn header() -> Value {
-    json!({ "agent": "0.1.0", "kernel": "6.18", "window_ns": 100_000_000, "boot_id": "b" })
-}
-
-fn identity() -> Identity {
-    Identity::File {
-        device: 7,
-        inode: u64::MAX,
-        path: "/models/a\n.gguf".into(),
+fn origin() -> Origin {
+    Origin {
+        agent: "0.1.0".into(),
+        abi: 2,
+        boot_id: "b".into(),
+        kernel: "6.18".into(),
+        config_sha256: "c".into(),
+        window_ns: 100_000_000,
+        started_ns: 5,
+        started_unix_ns: 6,
+        policies: vec!["one".into(), "two".into()],
     }
 }
 
 fn batch(seq: u64, count: usize) -> Batch {
     let record = |i: usize| Record {
-        header: RecordHeader {
+        header: Header {
             time_ns: seq * 1000 + i as u64,
+            workload: u64::MAX,
+            start_ns: 1,
             pid: i as u32,
-            ..Default::default()
+            tid: u32::MAX,
+            // Also such as no agent knows yet.
+            kind: (i as u16).wrapping_mul(1111),
+            flags: 9,
+            cpu: 3,
         },
         body: [seq, i as u64, u64::MAX],
     };
@@ -36,135 +45,262 @@ fn batch(seq: u64, count: usize) -> Batch {
     }
 }
 
-/// A recording, and the offsets at which its frames end.
-fn sample() -> (Vec<u8>, Vec<usize>) {
-    let mut ends = Vec::new();
-    let mut writer = Writer::new(Vec::new(), &header()).unwrap();
-    let mut file = Vec::new();
-    for seq in 0..5 {
-        writer.batch(&batch(seq, seq as usize * 3)).unwrap();
-    }
-    writer.identity(&identity()).unwrap();
-    writer.order(&json!([1, 2])).unwrap();
-    file.extend(writer.finish().unwrap());
-    let mut at = MAGIC.len() + 4;
-    while at < file.len() {
-        at += 8 + u32::from_le_bytes(file[at..at + 4].try_into().unwrap()) as usize;
-        ends.push(at);
-    }
-    (file, ends)
+fn entries() -> Vec<Entry> {
+    let process = |exe: &str, workload| Identity::Process {
+        process: ProcessId {
+            pid: 7,
+            start_ns: u64::MAX,
+        },
+        parent: 1,
+        comm: "a\nb".into(),
+        exe: exe.into(),
+        workload,
+    };
+    vec![
+        Entry::Batch(batch(0, 0)),
+        Entry::Identity(process("/x", Some(WorkloadId(3)))),
+        Entry::Identity(process("", None)),
+        Entry::Identity(Identity::Workload {
+            workload: WorkloadId(3),
+            cgroup: "/ml".into(),
+            container: Some("c0ffee".into()),
+        }),
+        Entry::Identity(Identity::File {
+            device: 7,
+            inode: u64::MAX,
+            path: "/models/ü.gguf".into(),
+        }),
+        Entry::Batch(batch(1, 4)),
+        Entry::Tick { time_ns: 1500 },
+        Entry::Order {
+            time_ns: 1600,
+            policy: "one".into(),
+            seq: 1,
+            requests: 2,
+        },
+        Entry::Lost {
+            time_ns: 1700,
+            policy: None,
+            seq: 2,
+            records: 99,
+        },
+        Entry::Lost {
+            time_ns: 1701,
+            policy: Some("two".into()),
+            seq: 2,
+            records: 1,
+        },
+        Entry::Batch(batch(2, 3)),
+    ]
 }
 
-fn frames(bytes: &[u8]) -> Vec<Result<Frame, ReadError>> {
+/// A recording in which each entry is a chunk, and the offsets at which the schema and the chunks end.
+fn sample() -> (Vec<u8>, Vec<usize>) {
+    static SAMPLE: LazyLock<(Vec<u8>, Vec<usize>)> = LazyLock::new(|| {
+        let mut writer = Writer::new(Vec::new(), &origin()).unwrap();
+        let mut ends = vec![writer.bytes() as usize];
+        for entry in entries() {
+            writer.write(&entry).unwrap();
+            writer.flush().unwrap();
+            ends.push(writer.bytes() as usize);
+        }
+        (writer.finish().unwrap(), ends)
+    });
+    SAMPLE.clone()
+}
+
+fn read(bytes: &[u8]) -> Vec<Result<Entry, ReadError>> {
     Reader::new(bytes).unwrap().collect()
+}
+
+/// Comparable; a batch has no equality of its own.
+fn words(entry: &Entry) -> String {
+    format!("{entry:?}")
 }
 
 #[test]
 fn what_was_written_is_read() {
-    let (file, _) = sample();
-    let reader = Reader::new(&file[..]).unwrap();
-    assert_eq!(*reader.header(), header());
-    let frames: Vec<Frame> = reader.map(Result::unwrap).collect();
-    assert_eq!(frames.len(), 8);
-    for (seq, frame) in frames.iter().take(5).enumerate() {
-        let expected = batch(seq as u64, seq * 3);
-        let Frame::Batch(read) = frame else {
-            panic!("{frame:?}")
-        };
-        assert_eq!(
-            (read.seq, read.now_ns, read.window_end),
-            (expected.seq, expected.now_ns, expected.window_end)
-        );
-        assert_eq!(read.records, expected.records);
-    }
-    assert!(matches!(&frames[5], Frame::Identity(read) if *read == identity()));
-    assert!(matches!(&frames[6], Frame::Order(read) if *read == json!([1, 2])));
-    assert!(matches!(frames[7], Frame::End));
-}
-
-#[test]
-fn torn_tail_loses_the_last_frame_only_and_says_so() {
     let (file, ends) = sample();
-    for cut in ends[0] + 1..file.len() {
+    let mut reader = Reader::new(&file[..]).unwrap();
+    assert_eq!(reader.origin(), origin());
+    let back: Vec<String> = reader
+        .by_ref()
+        .map(|entry| words(&entry.unwrap()))
+        .collect();
+    assert_eq!(back, entries().iter().map(words).collect::<Vec<_>>());
+    assert!(reader.ended());
+    assert_eq!(reader.chunks(), entries().len() as u64);
+    assert_eq!(reader.offset(), file.len() as u64);
+    assert_eq!(file.len(), ends[ends.len() - 1] + 8);
+    // The same in one chunk.
+    let mut writer = Writer::new(Vec::new(), &origin()).unwrap();
+    entries()
+        .iter()
+        .for_each(|entry| writer.write(entry).unwrap());
+    let file = writer.finish().unwrap();
+    let mut reader = Reader::new(&file[..]).unwrap();
+    let again: Vec<String> = reader
+        .by_ref()
+        .map(|entry| words(&entry.unwrap()))
+        .collect();
+    assert_eq!((again, reader.chunks()), (back, 1));
+}
+
+#[test]
+fn chunk_is_written_after_a_second_and_when_it_is_full() {
+    let mut writer = Writer::new(Vec::new(), &origin()).unwrap();
+    let empty = writer.bytes();
+    let at = |now_ns| {
+        Entry::Batch(Batch {
+            now_ns,
+            ..batch(1, 1)
+        })
+    };
+    writer.write(&at(5_000_000_000)).unwrap();
+    writer.write(&at(5_999_999_999)).unwrap();
+    assert_eq!(writer.bytes(), empty);
+    writer.write(&at(6_000_000_000)).unwrap();
+    let first = writer.bytes();
+    assert!(first > empty);
+    writer.write(&at(6_500_000_000)).unwrap();
+    assert_eq!(writer.bytes(), first);
+    writer.write(&Entry::Batch(batch(1, 20_000))).unwrap();
+    assert!(writer.bytes() > first);
+}
+
+#[test]
+fn torn_tail_loses_the_last_chunk_only_and_says_so() {
+    let (file, ends) = sample();
+    let all: Vec<String> = entries().iter().map(words).collect();
+    let near = |cut: usize| ends.iter().any(|end| end.abs_diff(cut) < 12);
+    for cut in (ends[0]..file.len()).filter(|cut| near(*cut) || cut % 61 == 0) {
         let whole = ends.iter().filter(|end| **end <= cut).count() - 1;
-        let read = frames(&file[..cut]);
-        assert_eq!(
-            read.iter().filter(|f| f.is_ok()).count(),
-            whole,
-            "cut at {cut}"
-        );
+        let mut reader = Reader::new(&file[..cut]).unwrap();
+        let read: Vec<_> = reader.by_ref().collect();
+        let good: Vec<String> = read.iter().flatten().map(words).collect();
+        assert_eq!(good, all[..whole], "cut at {cut}");
         let torn = !ends.contains(&cut);
-        assert_eq!(
-            matches!(read.last(), Some(Err(ReadError::Torn { .. }))),
-            torn,
-            "cut at {cut}"
-        );
-        assert!(!read.iter().any(|f| matches!(f, Ok(Frame::End))));
+        // Dictionaries precede the first chunk as messages of their own.
+        let told = matches!(read.last(), Some(Err(ReadError::Torn { offset })) if *offset >= ends[whole] as u64);
+        assert!(told == torn || cut < ends[1], "cut at {cut}");
+        assert!(!reader.ended());
+    }
+    for cut in 0..ends[0] {
+        let refused = Reader::new(&file[..cut]).map(|_| ()).unwrap_err();
+        let expected = if cut == 0 {
+            matches!(refused, ReadError::NotARecording)
+        } else {
+            matches!(refused, ReadError::Torn { offset: 0 })
+        };
+        assert!(expected, "cut at {cut}: {refused}");
     }
 }
 
 #[test]
-fn other_files_and_later_versions_are_refused() {
-    assert!(matches!(
-        Reader::new(&b""[..]),
-        Err(ReadError::NotARecording)
-    ));
-    assert!(matches!(
-        Reader::new(&b"{\"v\":1}\n{\"v\":1}"[..]),
-        Err(ReadError::NotARecording)
-    ));
+fn other_files_and_other_versions_are_refused() {
+    for other in [
+        &b""[..],
+        b"PALREC\0\x01\0\0\0",
+        b"{\"v\":1}\n{\"v\":1}",
+        b"ARROW1\0\0aaaaaaaa",
+    ] {
+        assert!(matches!(Reader::new(other), Err(ReadError::NotARecording)));
+    }
+    // The version's digit stands once in the schema, behind its key.
     let (mut file, _) = sample();
-    file[7] = 2;
+    let key = b"palisade.recording\0";
+    let at = file.windows(key.len()).position(|w| w == key).unwrap();
+    let digit = (at.saturating_sub(40)..at + 60)
+        .find(|i| file[i - 4..i + 2] == *b"\x01\0\0\x001\0")
+        .unwrap();
+    file[digit] = b'2';
+    let refused = Reader::new(&file[..]).map(|_| ()).unwrap_err();
+    assert!(
+        matches!(&refused, ReadError::Version { found } if found == "2"),
+        "{refused}"
+    );
+    file[at] = b'q';
     assert!(matches!(
         Reader::new(&file[..]),
-        Err(ReadError::Version { found: 2 })
+        Err(ReadError::NotARecording)
     ));
-    file.truncate(11);
-    file[7] = 1;
-    assert!(matches!(
-        Reader::new(&file[..]),
-        Err(ReadError::Torn { offset: 11 })
-    ));
-}
-
-#[test]
-fn frames_of_a_later_agent_are_skippable() {
-    let (mut file, _) = sample();
-    let body = [77u8, 1, 2, 3];
-    let end = file.split_off(file.len() - 9);
-    file.extend_from_slice(&4u32.to_le_bytes());
-    file.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
-    file.extend_from_slice(&body);
-    file.extend_from_slice(&end);
-    let read = frames(&file);
-    assert!(matches!(&read[7], Ok(Frame::Unknown(77, payload)) if payload == &[1, 2, 3]));
-    assert!(matches!(read[8], Ok(Frame::End)));
 }
 
 #[test]
 fn length_that_cannot_be_is_no_allocation() {
     let (file, ends) = sample();
-    let mut file = file[..ends[1]].to_vec();
-    file.extend_from_slice(&u32::MAX.to_le_bytes());
-    file.extend_from_slice(&[0; 4]);
-    let offset = ends[1] as u64;
-    assert!(
-        matches!(frames(&file).last(), Some(Err(ReadError::Corrupt { offset: at, .. })) if *at == offset)
-    );
+    for length in [u32::MAX, i32::MAX as u32, 2 << 20] {
+        let mut file = file[..ends[1]].to_vec();
+        file.extend_from_slice(&[0xff; 4]);
+        file.extend_from_slice(&length.to_le_bytes());
+        let offset = ends[1] as u64;
+        assert!(
+            matches!(read(&file).last(), Some(Err(ReadError::Corrupt { offset: at, .. })) if *at == offset)
+        );
+    }
 }
 
 #[test]
-fn too_large_a_batch_is_refused() {
-    let mut writer = Writer::new(Vec::new(), &header()).unwrap();
-    writer.batch(&batch(1, 65_535)).unwrap();
+fn too_large_an_entry_is_refused_and_leaves_the_rest() {
+    let mut writer = Writer::new(Vec::new(), &origin()).unwrap();
     assert!(matches!(
-        writer.batch(&batch(1, 65_536)),
-        Err(WriteError::TooLarge { .. })
+        writer.write(&Entry::Batch(batch(1, MAX_BATCH_RECORDS + 1))),
+        Err(WriteError::TooManyRecords { .. })
     ));
+    let file = |bytes| {
+        Entry::Identity(Identity::File {
+            device: 0,
+            inode: 0,
+            path: "x".repeat(bytes),
+        })
+    };
     assert!(matches!(
-        writer.order(&"x".repeat(MAX_FRAME).into()),
-        Err(WriteError::TooLarge { .. })
+        writer.write(&file(MAX_TEXT + 1)),
+        Err(WriteError::TooLong { .. })
     ));
+    for _ in 0..40 {
+        writer.write(&file(MAX_TEXT)).unwrap();
+    }
+    writer
+        .write(&Entry::Batch(batch(1, MAX_BATCH_RECORDS)))
+        .unwrap();
+    let file = writer.finish().unwrap();
+    assert_eq!(read(&file).iter().filter(|entry| entry.is_ok()).count(), 41);
+}
+
+#[test]
+fn files_are_written_beside_the_work_and_a_missing_one_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.arrows");
+    assert!(matches!(
+        Reader::open(&path),
+        Err(ReadError::Io { offset: 0, .. })
+    ));
+    let recorder = Recorder::start(Writer::create(&path, &origin()).unwrap()).unwrap();
+    let identity = Identity::File {
+        device: 1,
+        inode: 2,
+        path: "/m".into(),
+    };
+    assert!(recorder.batch(vec![identity], &batch(1, 2)));
+    recorder.note(Entry::Tick { time_ns: 3 });
+    let progress = recorder.finish().unwrap();
+    assert_eq!(
+        (progress.batches, progress.records, progress.lost),
+        (1, 2, 0)
+    );
+    assert_eq!(progress.bytes, std::fs::metadata(&path).unwrap().len());
+    assert!(
+        !recorder.batch(Vec::new(), &batch(2, 1)),
+        "after the end nothing is taken"
+    );
+    let mut reader = Reader::open(&path).unwrap();
+    let read: Vec<String> = reader
+        .by_ref()
+        .map(|entry| words(&entry.unwrap()))
+        .collect();
+    assert_eq!(read.len(), 3);
+    assert!(read[0].contains("File") && read[1].contains("Batch") && read[2].contains("Tick"));
 }
 
 proptest! {
@@ -174,58 +310,31 @@ proptest! {
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         let _ = Reader::new(&bytes[..]).map(Iterator::count);
         let (mut file, ends) = sample();
-        file.truncate(ends[0]);
+        file.truncate(ends[1]);
         file.extend_from_slice(&bytes);
-        prop_assert!(frames(&file).len() <= bytes.len() + 1);
+        let _ = read(&file).len();
     }
 
     #[test]
-    fn any_changed_byte_is_found(at in any::<prop::sample::Index>(), flip in 1u8..) {
+    fn changed_bytes_never_panic_and_leave_what_is_before(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in any::<prop::sample::Index>(),
+    ) {
         let (mut file, ends) = sample();
-        let at = at.index(file.len());
-        file[at] ^= flip;
+        let all: Vec<String> = entries().iter().map(words).collect();
+        file.truncate(cut.index(file.len()) + 1);
+        let mut first = file.len();
+        for (at, byte) in changes {
+            let at = at.index(file.len());
+            first = first.min(at);
+            file[at] = byte;
+        }
         let Ok(reader) = Reader::new(&file[..]) else {
-            prop_assert!(at < ends[0]);
+            prop_assert!(first < ends[0]);
             return Ok(());
         };
-        let read: Vec<_> = reader.collect();
-        let error = read.last().and_then(|f| f.as_ref().err());
-        let begin = ends.iter().rev().find(|end| **end <= at).copied().unwrap_or(0) as u64;
-        let at_frame = match error {
-            Some(ReadError::Corrupt { offset, .. } | ReadError::Torn { offset }) => *offset == begin,
-            _ => false,
-        };
-        prop_assert!(at_frame, "{:?}", error);
+        let whole = ends.iter().filter(|end| **end <= first).count().saturating_sub(1);
+        let read: Vec<String> = reader.flatten().map(|entry| words(&entry)).collect();
+        prop_assert_eq!(&read[..whole], &all[..whole]);
     }
-}
-
-#[test]
-fn files_are_written_and_read_and_a_missing_one_is_told() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("run.pal");
-    assert!(matches!(
-        Reader::open(&path),
-        Err(ReadError::Io { offset: 0, .. })
-    ));
-    let mut writer = Writer::create(&path, &header()).unwrap();
-    writer.batch(&batch(1, 2)).unwrap();
-    // As a crash would leave it: no end.
-    drop(writer);
-    let reader = Reader::open(&path).unwrap();
-    assert_eq!(*reader.header(), header());
-    assert_eq!(reader.map(Result::unwrap).count(), 1);
-}
-
-#[test]
-fn identity_of_a_later_agent_is_unknown_not_damage() {
-    let (mut file, ends) = sample();
-    file.truncate(ends[1]);
-    let body = b"\x03{\"pod\":{\"uid\":1}}";
-    file.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    file.extend_from_slice(&crc32fast::hash(body).to_le_bytes());
-    file.extend_from_slice(body);
-    assert!(matches!(
-        frames(&file).last(),
-        Some(Ok(Frame::Unknown(3, _)))
-    ));
 }

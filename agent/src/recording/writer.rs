@@ -1,107 +1,177 @@
 //! Writing a recording.
 //!
-//! Invariant: each frame reaches the file in one write, so that a crash tears the last one at
-//! most. Nothing is buffered between calls.
+//! Invariants: a chunk (one Arrow record batch) reaches the file in one write, so that a crash tears
+//! the last one at most; a batch of records is never split between two chunks; a chunk is written
+//! when it spans [`CHUNK_NS`] of the batches' own time or has [`CHUNK_ROWS`] rows, whichever is first.
 
-use super::format::{self, FORMAT_VERSION, Frame, Identity, MAGIC, MAX_FRAME};
-use crate::batch::Batch;
-use palisade_abi::RECORD_BYTES;
-use serde_json::Value;
+use super::chunk::Chunk;
+use super::entry::{Entry, Identity, Origin};
+use super::schema;
+use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
+use arrow_ipc::{CompressionType, MetadataVersion};
+use arrow_schema::ArrowError;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Records in one batch frame at most; a larger batch is an error of the caller's.
-const MAX_RECORDS: usize = (MAX_FRAME - 64) / RECORD_BYTES;
+/// Rows after which a chunk is written.
+const CHUNK_ROWS: usize = 16_384;
+/// Time between batches after which a chunk is written, nanoseconds.
+const CHUNK_NS: u64 = 1_000_000_000;
+/// Bytes of names and paths after which a chunk is written.
+const CHUNK_TEXT: usize = 1 << 20;
+/// Buffers begin at multiples of this many bytes: the least that Arrow allows, for there are many small ones.
+const ALIGNMENT: usize = 8;
+/// Records in one batch at most; a larger batch is an error of the caller's.
+pub const MAX_BATCH_RECORDS: usize = 65_535;
+/// Bytes of one name or path at most.
+pub const MAX_TEXT: usize = 64 << 10;
 
-/// Why a frame was not written.
+/// Why an entry was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The file refused.
     #[error("cannot write the recording: {0}")]
     Io(#[from] std::io::Error),
-    /// It cannot be said in JSON.
-    #[error("cannot write a part of the recording as JSON: {0}")]
-    Json(#[from] serde_json::Error),
-    /// It is larger than a frame may be.
-    #[error("a frame of {bytes} bytes is too large for a recording (at most {MAX_FRAME})")]
-    TooLarge {
-        /// Its size.
+    /// The entries do not make a chunk.
+    #[error("cannot encode a chunk of the recording: {0}")]
+    Arrow(#[from] ArrowError),
+    /// A batch has too many records.
+    #[error(
+        "a batch of {records} records is too large for a recording (at most {MAX_BATCH_RECORDS})"
+    )]
+    TooManyRecords {
+        /// How many.
+        records: usize,
+    },
+    /// A name or path is too long.
+    #[error("a name of {bytes} bytes is too long for a recording (at most {MAX_TEXT})")]
+    TooLong {
+        /// Its length.
         bytes: usize,
     },
 }
 
-/// Writes a recording, frame by frame.
-#[derive(Debug)]
+/// Writes a recording, entry by entry.
 pub struct Writer<W: Write = File> {
     out: W,
+    /// Encodes into memory, which is emptied into `out`.
+    stream: StreamWriter<Vec<u8>>,
+    chunk: Chunk,
+    /// Time of the first batch in the chunk.
+    chunk_began_ns: Option<u64>,
+    bytes: u64,
+}
+
+impl<W: Write> std::fmt::Debug for Writer<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer")
+            .field("rows", &self.chunk.rows())
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Writer {
     /// Begins a recording in a new file (an old one of this name is replaced), mode 0600.
-    pub fn create(path: &Path, header: &Value) -> Result<Self, WriteError> {
+    pub fn create(path: &Path, origin: &Origin) -> Result<Self, WriteError> {
         let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
             .open(path)?;
-        Self::new(file, header)
+        Self::new(file, origin)
     }
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins a recording. `header` is an object that says where it comes from.
-    pub fn new(mut out: W, header: &Value) -> Result<Self, WriteError> {
-        let mut start = MAGIC.to_vec();
-        start.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        out.write_all(&start)?;
-        let mut writer = Self { out };
-        writer.frame(&Frame::Header(header.clone()))?;
+    /// Begins a recording.
+    pub fn new(out: W, origin: &Origin) -> Result<Self, WriteError> {
+        let schema = schema::schema(origin);
+        let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?
+            .try_with_compression(Some(CompressionType::LZ4_FRAME))?;
+        let stream = StreamWriter::try_new_with_options(Vec::new(), &schema, options)?;
+        let mut writer = Self {
+            out,
+            stream,
+            chunk: Chunk::new(schema),
+            chunk_began_ns: None,
+            bytes: 0,
+        };
+        writer.empty()?;
         Ok(writer)
     }
 
-    /// Adds a batch.
+    /// Adds an entry. An identity comes before the batch that needs it.
     ///
     /// # Errors
-    /// [`WriteError::TooLarge`] for more than 65,535 records.
-    pub fn batch(&mut self, batch: &Batch) -> Result<(), WriteError> {
-        if batch.records.len() > MAX_RECORDS {
-            return Err(WriteError::TooLarge {
-                bytes: batch.records.len() * RECORD_BYTES,
-            });
+    /// [`WriteError::TooManyRecords`] and [`WriteError::TooLong`] leave the recording as it was.
+    pub fn write(&mut self, entry: &Entry) -> Result<(), WriteError> {
+        check(entry)?;
+        self.chunk.push(entry);
+        let mut full = self.chunk.rows() >= CHUNK_ROWS || self.chunk.text() >= CHUNK_TEXT;
+        if let Entry::Batch(batch) = entry {
+            let began = *self.chunk_began_ns.get_or_insert(batch.now_ns);
+            full |= batch.now_ns.saturating_sub(began) >= CHUNK_NS;
         }
-        self.frame(&Frame::Batch(batch.clone()))
+        if full { self.flush() } else { Ok(()) }
     }
 
-    /// Adds what the identity tables learned. It comes before the batch that needs it.
-    pub fn identity(&mut self, identity: &Identity) -> Result<(), WriteError> {
-        self.frame(&Frame::Identity(identity.clone()))
-    }
-
-    /// Adds a note on the order in which requests reached the core.
-    pub fn order(&mut self, order: &Value) -> Result<(), WriteError> {
-        self.frame(&Frame::Order(order.clone()))
+    /// Writes what is waiting as a chunk.
+    pub fn flush(&mut self) -> Result<(), WriteError> {
+        self.chunk_began_ns = None;
+        if self.chunk.rows() > 0 {
+            self.stream.write(&self.chunk.finish()?)?;
+        }
+        self.empty()
     }
 
     /// Ends the recording in order and hands the file back.
     pub fn finish(mut self) -> Result<W, WriteError> {
-        self.frame(&Frame::End)?;
+        self.flush()?;
+        self.stream.finish()?;
+        self.empty()?;
         Ok(self.out)
     }
 
-    fn frame(&mut self, frame: &Frame) -> Result<(), WriteError> {
-        let body = format::encode(frame)?;
-        if body.len() > MAX_FRAME {
-            return Err(WriteError::TooLarge { bytes: body.len() });
-        }
-        let mut bytes = Vec::with_capacity(body.len() + 8);
-        bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
-        bytes.extend_from_slice(&body);
-        self.out.write_all(&bytes)?;
+    /// Bytes written so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn empty(&mut self) -> Result<(), WriteError> {
+        let encoded = self.stream.get_mut();
+        self.out.write_all(encoded)?;
         self.out.flush()?;
+        self.bytes += encoded.len() as u64;
+        encoded.clear();
         Ok(())
+    }
+}
+
+/// Whether a reader would take it back.
+fn check(entry: &Entry) -> Result<(), WriteError> {
+    let texts: [&str; 2] = match entry {
+        Entry::Batch(batch) => {
+            let records = batch.records.len();
+            if records > MAX_BATCH_RECORDS {
+                return Err(WriteError::TooManyRecords { records });
+            }
+            return Ok(());
+        }
+        Entry::Identity(Identity::Process { comm, exe, .. }) => [comm, exe],
+        Entry::Identity(Identity::Workload {
+            cgroup, container, ..
+        }) => [cgroup, container.as_deref().unwrap_or_default()],
+        Entry::Identity(Identity::File { path, .. }) => [path, ""],
+        Entry::Lost { policy, .. } => [policy.as_deref().unwrap_or_default(), ""],
+        Entry::Order { policy, .. } => [policy, ""],
+        Entry::Tick { .. } => return Ok(()),
+    };
+    match texts.iter().map(|text| text.len()).max() {
+        Some(bytes) if bytes > MAX_TEXT => Err(WriteError::TooLong { bytes }),
+        _ => Ok(()),
     }
 }

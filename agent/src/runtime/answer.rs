@@ -2,6 +2,8 @@
 //!
 //! Invariant: questions are answered from snapshots or by messages to the core thread; nothing here decides.
 
+use super::looking::{self, DeviceName};
+use super::options::pressure_groups;
 use super::watch::Alarm;
 use super::{Message, Shared};
 use crate::audit::Entry;
@@ -9,7 +11,7 @@ use crate::config::Config;
 use crate::control::{ErrorCode, Handler, Request, Response, Server};
 use crate::identity::{ScopeRoots, layout::Layout};
 use crate::policy::LoadError;
-use crate::sensors::Scope;
+use crate::sensors::{Scope, SensorHandle, kind_names};
 use anyhow::{Context, Result};
 use palisade_core::WorkloadId;
 use serde_json::{Value, json};
@@ -30,6 +32,7 @@ struct Desk {
     messages: Mutex<Sender<Message>>,
     stop: Arc<Notify>,
     window: Duration,
+    devices: Vec<DeviceName>,
 }
 
 /// Serves until a signal, a stop by socket, or the end of the sensors. Returns which.
@@ -51,6 +54,7 @@ pub(super) fn serve(
             messages: Mutex::new(messages.clone()),
             stop: Arc::clone(&stop),
             window: config.watch.window,
+            devices: looking::devices(config),
         });
         let server = Server::bind(&config.paths.socket(), desk)?;
         let (mut term, mut int) = (
@@ -97,6 +101,7 @@ async fn follow_roots(config: &Config, shared: &Shared, layout: &Layout) {
     let tell = |ids: &[Option<WorkloadId>]| {
         if let Some(sensors) = shared.sensors.get() {
             sensors.set_scope(Scope::Cgroups(ids.iter().flatten().copied().collect()));
+            sensors.set_pressure(pressure_groups(config, layout));
         }
     };
     tell(&known);
@@ -130,11 +135,14 @@ impl Handler for Desk {
     fn handle(&self, request: Request) -> Response {
         match request {
             Request::Status => self.status(),
+            Request::Metrics => {
+                Response::ok(self.shared.looking.look(&self.shared, &self.devices))
+            }
             Request::PolicyList => Response::ok(self.policies()),
             Request::PolicyReload { name } => self.reload(name.as_deref()),
             Request::Leases => self
                 .core()
-                .map_or_else(|error| error, |core| Response::ok(&core["core"]["leases"])),
+                .map_or_else(|error| error, |core| Response::ok(&core["leases"])),
             Request::LeaseRelease { id } => {
                 self.told(ErrorCode::NotFound, |reply| Message::Release(id, reply))
             }
@@ -196,9 +204,9 @@ impl Desk {
             "pid": std::process::id(),
             "now_ns": crate::act::now_ns(),
             "window_ns": u64::try_from(self.window.as_nanos()).unwrap_or(u64::MAX),
-            "core": core["core"],
+            "core": core,
             "policies": self.policies(),
-            "sensors": self.shared.sensors.get().map(|sensors| json!({ "report": sensors.report(), "stats": sensors.stats() })),
+            "sensors": self.shared.sensors.get().map(sensors),
             "identity": self.shared.tables.stats(),
             "audit": { "head": self.shared.audit.head().to_string(), "health": audit, "public_key": self.shared.audit.public_key() },
             "memory_bytes": resident_bytes(),
@@ -239,6 +247,13 @@ impl Desk {
         }
         Response::ok(reloaded)
     }
+}
+
+/// What is attached, what cannot be had, and the sensors' own numbers.
+fn sensors(sensors: &SensorHandle) -> Value {
+    let report = sensors.report();
+    let absent = kind_names(report.absent());
+    json!({ "report": report, "absent": absent, "stats": sensors.stats() })
 }
 
 /// Resident memory of the agent, bytes (/proc/self/statm, in pages).

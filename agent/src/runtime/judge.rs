@@ -56,7 +56,6 @@ pub(super) struct Judge {
     pub(super) running: BTreeMap<String, PolicyRef>,
     act: Sender<Job>,
     recordable: bool,
-    decisions: u64,
     /// Effects that were handed over and have not come back as an outcome.
     under_way: u64,
     /// Effects that were held back because their intent could not be recorded.
@@ -77,7 +76,6 @@ impl Judge {
             running: BTreeMap::new(),
             act,
             recordable: true,
-            decisions: 0,
             under_way: 0,
             not_done: Vec::new(),
         }
@@ -200,19 +198,16 @@ impl Judge {
                 let _ = reply.try_send(answer);
             }
             Message::Status(reply) => {
-                let leases: Vec<_> = self.core.leases().cloned().collect();
-                let _ = reply.try_send(serde_json::json!({
-                    "leases": leases,
-                    "core": self.core.status(),
-                    "decisions": self.decisions,
-                }));
+                let _ = reply.try_send(serde_json::json!(self.core.status()));
             }
             Message::Stop(_) => {}
         }
     }
 
     pub(super) fn step(&mut self, input: Input) {
-        for effect in self.core.step(crate::act::now_ns(), input) {
+        let now_ns = crate::act::now_ns();
+        self.shared.heard(now_ns, &input);
+        for effect in self.core.step(now_ns, input) {
             self.carry_out(effect);
         }
         // Only now, so that the effects of one step keep their order.
@@ -236,7 +231,6 @@ impl Judge {
     /// Records the intent, then hands the effect over.
     fn carry_out(&mut self, effect: Effect) {
         if let Effect::Record { decision } = effect {
-            self.decisions += 1;
             tell(&decision);
             let who = self.identity(&decision.request.target);
             self.shared.audit.append(Entry::Decision { decision, who });

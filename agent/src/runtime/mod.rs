@@ -8,9 +8,12 @@ mod act_thread;
 mod answer;
 mod events;
 mod judge;
+mod looking;
 mod lookup;
 pub mod options;
+pub mod record;
 mod sink;
+mod tape;
 mod watch;
 
 use crate::act::{self, Executor, ExecutorOptions, Journal, Keeper};
@@ -20,14 +23,17 @@ use crate::control::{self, LockError};
 use crate::exit::{self, coded};
 use crate::identity::{self, ScopeRoots, Tables, layout::Layout};
 use crate::policy::{Engine, EngineOptions, Events, PolicyEvent};
+use crate::recording::{self, Recorder};
 use crate::sensors::{InFlightView, SensorHandle, Sensors};
 use anyhow::{Context, Result};
 use judge::{Judge, Message};
+use looking::Looking;
 use palisade_abi::Kind;
-use palisade_core::Core;
+use palisade_core::{Core, Input};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use tape::Tape;
 use watch::{Alarm, Intake, Marker};
 
 /// What `palisade run` adds to the configuration.
@@ -48,14 +54,38 @@ pub(crate) struct Shared {
     pub(crate) sensors: Arc<OnceLock<SensorHandle>>,
     pub(crate) marker: Marker,
     pub(crate) intake: Intake,
+    pub(crate) looking: Looking,
+    /// Who subscribes next must know what the one before did.
+    subscribing: Arc<Mutex<()>>,
     in_flight: Arc<OnceLock<InFlightView>>,
+    recorder: Arc<OnceLock<Recorder>>,
 }
 
 impl Shared {
-    /// Tells the sensors what the running policies subscribe to.
+    /// Adds to the recording, if there is one.
+    fn note(&self, entry: recording::Entry) {
+        if let Some(recorder) = self.recorder.get() {
+            recorder.note(entry);
+        }
+    }
+
+    /// Adds what the core is about to hear to the recording, if there is one.
+    fn heard(&self, now_ns: u64, input: &Input) {
+        if self.recorder.get().is_some()
+            && let Some(entry) = tape::entry_of(now_ns, input)
+        {
+            self.note(entry);
+        }
+    }
+
+    /// Tells the sensors what the running policies subscribe to, and a look at the metrics.
     fn subscribe(&self) {
+        let _turn = self
+            .subscribing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let (Some(engine), Some(sensors)) = (self.engine.get(), self.sensors.get()) {
-            sensors.set_kinds(kinds(engine));
+            sensors.set_kinds(kinds(engine) | self.looking.kinds());
         }
     }
 }
@@ -109,9 +139,12 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
         engine: Arc::default(),
         sensors: Arc::default(),
         in_flight: Arc::default(),
+        recorder: Arc::default(),
         protected: Arc::default(),
         marker: Marker::in_folder(&config.paths.state_dir),
         intake: Intake::default(),
+        looking: Looking::default(),
+        subscribing: Arc::default(),
     };
     let alarm = Alarm::default();
     let protect = options::protect_list(config).map_err(|error| coded(exit::CONFIG, error))?;
@@ -167,6 +200,12 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
     };
     let _ = messages.send(Message::Stop(why.clone()));
     let _ = core.join();
+    // Whoever has something to add to the recording has ended.
+    if let Some(recorder) = shared.recorder.get()
+        && let Err(error) = recorder.finish()
+    {
+        tracing::error!("the recording is not whole: {error}");
+    }
     // The core thread held the only sender of effects: the act thread ends with its queue.
     let _ = act.join();
     audit.append(Entry::Stop { why });
@@ -240,16 +279,21 @@ fn guard(
         kernel: kernel_release(),
         config_sha256: config.digest.clone(),
         policies: loaded,
-        sensors: serde_json::to_value(&report)?,
+        sensors: serde_json::to_value(report.brief())?,
         protected: shared.protected.get().cloned().unwrap_or_default(),
     });
-    let recorder = options
+    let tape = options
         .record
         .as_deref()
-        .map(|path| sink::Recorder::create(path, config))
+        .map(|path| {
+            let policies = config.policies.iter().map(|policy| policy.name.clone());
+            Tape::create(path, config, policies.collect())
+        })
         .transpose()?;
-    let mut sink =
-        sink::AgentSink::new(publisher, shared.tables.clone(), messages.clone(), recorder);
+    if let Some(tape) = &tape {
+        let _ = shared.recorder.set(tape.recorder());
+    }
+    let mut sink = sink::AgentSink::new(publisher, shared.clone(), messages.clone(), tape);
     let thread = named("sensors", {
         let guard = alarm.guard("sensors");
         move || {
@@ -257,7 +301,6 @@ fn guard(
             if let Err(error) = sensors.run(&mut sink) {
                 tracing::error!("the sensors stopped: {error}");
             }
-            sink.finish();
         }
     })?;
     tracing::info!(
@@ -332,7 +375,10 @@ fn tell_of_the_past(audit: &Audit, leases_dir: &Path, recovered: &act::journal::
     }
 }
 
-fn named(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+fn named<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>> {
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(body)

@@ -8,7 +8,8 @@ use crate::identity::{
 use crate::policy::{Limits, PolicySource};
 use crate::sensors::{Scope, SensorOptions, WatchedDevice};
 use palisade_abi::ANY_MINOR;
-use palisade_core::{ProtectError, ProtectList};
+use palisade_core::{ProtectError, ProtectList, WorkloadId};
+use std::path::PathBuf;
 
 /// What may never be acted on: the built-in list, the agent and its ancestors, and the operator's.
 pub fn protect_list(config: &Config) -> Result<ProtectList, ProtectError> {
@@ -78,6 +79,18 @@ pub fn policy_source(policy: &PolicyConfig) -> PolicySource {
     }
 }
 
+/// The watched cgroups that are there and have pressure files: those of the v2 tree.
+pub fn pressure_groups(config: &Config, layout: &Layout) -> Vec<(WorkloadId, PathBuf)> {
+    let roots: &[String] = match &config.watch.scope {
+        ScopeRoots::Below(roots) if layout.flavour == Flavour::V2 => roots,
+        _ => &[],
+    };
+    roots
+        .iter()
+        .filter_map(|root| Some((layout.workload_id(root).ok()?, layout.id_dir(root))))
+        .collect()
+}
+
 /// What the sensors need. Fails if a watched cgroup went away since the configuration was read.
 pub fn sensor_options(
     config: &Config,
@@ -116,6 +129,10 @@ pub fn sensor_options(
         model_suffixes: config.watch.model_suffixes.clone(),
         model_min_bytes: config.watch.model_min_bytes,
         cgroup_v2: layout.flavour == Flavour::V2,
+        nodes: None,
+        pressure: pressure_groups(config, layout),
+        avoid: config.sensors.avoid.clone(),
+        cuda_library: config.sensors.cuda_library.clone(),
     })
 }
 

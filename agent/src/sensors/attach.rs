@@ -5,22 +5,16 @@
 //! - Why a rung failed is never dropped: it is in the report, with the verifier's last lines.
 
 use super::{
-    SensorError,
+    SensorError, Way,
     hooks::{self, Hook, Rung},
+    ladder,
+    links::{Attached, Attacher},
     offsets::{Group, Missing},
-    tracefs::{self, TracefsError},
+    tracefs::TracefsError,
 };
-use aya::{
-    Btf, Ebpf,
-    programs::{
-        BtfTracePoint, FEntry, FExit, KProbe, ProgramError, RawTracePoint, TracePoint,
-        fentry::FEntryLinkId, fexit::FExitLinkId, kprobe::KProbeLinkId,
-        raw_trace_point::RawTracePointLinkId, tp_btf::BtfTracePointLinkId,
-        trace_point::TracePointLinkId,
-    },
-};
+use aya::{Btf, Ebpf, programs::ProgramError};
 use serde::Serialize;
-use std::{fs, io, os::fd::AsFd, os::fd::AsRawFd};
+use std::{fs, io, os::fd::AsFd, os::fd::AsRawFd, path::PathBuf};
 
 /// Lines of the verifier's log that are worth showing.
 const VERIFIER_LINES: usize = 12;
@@ -32,6 +26,8 @@ pub struct AttachReport {
     pub kinds: u64,
     /// Every hook, wanted or not.
     pub hooks: Vec<HookReport>,
+    /// Bits of the kinds that the agent makes itself, and cannot make here.
+    pub unavailable: u64,
 }
 
 /// One hook.
@@ -39,7 +35,7 @@ pub struct AttachReport {
 pub struct HookReport {
     /// Name for people.
     pub name: String,
-    /// Bits of the kinds that need it.
+    /// Bits of the kinds that it makes.
     pub kinds: u64,
     /// A wanted kind needs it.
     pub wanted: bool,
@@ -60,7 +56,7 @@ impl AttachReport {
     }
 }
 
-/// What the kernel counts about one attached program.
+/// What the kernel counts about the programs of one attached hook.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ProgramRuns {
     /// Hook.
@@ -73,18 +69,9 @@ pub struct ProgramRuns {
     pub skipped: u64,
 }
 
-enum Link {
-    Btf(BtfTracePointLinkId),
-    Raw(RawTracePointLinkId),
-    Fentry(FEntryLinkId),
-    Fexit(FExitLinkId),
-    Kprobe(KProbeLinkId),
-    Point(TracePointLinkId),
-}
-
 struct Slot {
     hook: &'static Hook,
-    attached: Option<(Rung, Link)>,
+    attached: Option<(Rung, Attached)>,
     failed: Vec<(Rung, SensorError)>,
     /// The rung that worked once is tried first, and its program is loaded already.
     loaded: Vec<&'static str>,
@@ -95,6 +82,8 @@ pub(super) struct Hooks {
     slots: Vec<Slot>,
     missing: Vec<Missing>,
     btf: Btf,
+    avoid: Vec<Way>,
+    cuda_library: Option<PathBuf>,
     kinds: u64,
 }
 
@@ -107,8 +96,14 @@ impl std::fmt::Debug for Hooks {
 }
 
 impl Hooks {
-    /// Nothing is attached yet. `missing` are the members that the kernel's BTF lacks.
-    pub(super) fn new(btf: Btf, missing: Vec<Missing>) -> Self {
+    /// Nothing is attached yet. `missing` are the members that the kernel's BTF lacks; for the
+    /// others see [`super::SensorOptions`].
+    pub(super) fn new(
+        btf: Btf,
+        missing: Vec<Missing>,
+        avoid: Vec<Way>,
+        cuda_library: Option<PathBuf>,
+    ) -> Self {
         let slots = hooks::all()
             .map(|hook| Slot {
                 hook,
@@ -121,6 +116,8 @@ impl Hooks {
             slots,
             missing,
             btf,
+            avoid,
+            cuda_library,
             kinds: 0,
         }
     }
@@ -130,9 +127,9 @@ impl Hooks {
         self.kinds = kinds;
         for slot in self.slots.iter_mut().rev() {
             if slot.hook.kinds & kinds == 0
-                && let Some((rung, link)) = slot.attached.take()
+                && let Some((_, attached)) = slot.attached.take()
             {
-                detach(ebpf, rung, link);
+                attached.detach(ebpf);
             }
         }
     }
@@ -149,15 +146,22 @@ impl Hooks {
                 let lacking = self.missing.iter().find(|missing| {
                     missing.group == Group::Identity || slot.hook.groups.contains(&missing.group)
                 });
+                let mut attacher = Attacher {
+                    ebpf,
+                    btf: &self.btf,
+                    cuda_library: self.cuda_library.as_deref(),
+                    loaded: &mut slot.loaded,
+                };
                 let result = match lacking {
                     Some(missing) => Err(SensorError::OffsetMissing {
                         member: missing.member.clone(),
                     }),
-                    None => attach(ebpf, &self.btf, *rung, &mut slot.loaded),
+                    None if leaves_out(&self.avoid, slot.hook, *rung) => Err(SensorError::Avoided),
+                    None => attacher.attach(*rung),
                 };
                 match result {
-                    Ok(link) => {
-                        slot.attached = Some((*rung, link));
+                    Ok(attached) => {
+                        slot.attached = Some((*rung, attached));
                         break;
                     }
                     Err(error) => slot.failed.push((*rung, error)),
@@ -170,9 +174,12 @@ impl Hooks {
     pub(super) fn report(&self) -> AttachReport {
         let hooks = self.slots.iter().map(|slot| HookReport {
             name: slot.hook.name.into(),
-            kinds: slot.hook.kinds,
+            kinds: hooks::made_by(slot.hook),
             wanted: slot.hook.kinds & self.kinds != 0,
-            attached: slot.attached.as_ref().map(|(rung, _)| rung.place()),
+            attached: slot
+                .attached
+                .as_ref()
+                .map(|(_, attached)| attached.place.clone()),
             optional: slot.hook.optional,
             failed: slot
                 .failed
@@ -183,6 +190,7 @@ impl Hooks {
         AttachReport {
             kinds: self.kinds,
             hooks: hooks.collect(),
+            unavailable: ladder::unavailable(),
         }
     }
 
@@ -202,19 +210,36 @@ impl Hooks {
     pub(super) fn runs(&self, ebpf: &Ebpf) -> Vec<ProgramRuns> {
         let attached = self.slots.iter().filter_map(|slot| {
             let (rung, _) = slot.attached.as_ref()?;
-            Some((slot.hook.name, rung.program()))
+            Some((slot.hook.name, rung.programs()))
         });
+        let told = |program: &str| {
+            let fd = ebpf.program(program)?.fd().ok()?.as_fd().as_raw_fd();
+            let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+            Some(parse_runs(&text))
+        };
         attached
-            .filter_map(|(hook, program)| {
-                let fd = ebpf.program(program)?.fd().ok()?.as_fd().as_raw_fd();
-                let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-                Some(ProgramRuns {
+            .filter_map(|(hook, mut programs)| {
+                let sum = ProgramRuns {
                     hook: hook.into(),
-                    ..parse_runs(&text)
+                    ..ProgramRuns::default()
+                };
+                programs.try_fold(sum, |sum, program| {
+                    let one = told(program)?;
+                    Some(ProgramRuns {
+                        runs: sum.runs + one.runs,
+                        run_ns: sum.run_ns + one.run_ns,
+                        skipped: sum.skipped + one.skipped,
+                        ..sum
+                    })
                 })
             })
             .collect()
     }
+}
+
+/// Whether a rung is left out: its way is unwanted, and the hook has another one.
+fn leaves_out(avoid: &[Way], hook: &Hook, rung: Rung) -> bool {
+    avoid.contains(&rung.way()) && hook.rungs.iter().any(|it| !avoid.contains(&it.way()))
 }
 
 /// Reads the numbers of a program's `fdinfo`; what an older kernel does not tell is 0.
@@ -233,99 +258,8 @@ fn parse_runs(fdinfo: &str) -> ProgramRuns {
     }
 }
 
-fn attach(
-    ebpf: &mut Ebpf,
-    btf: &Btf,
-    rung: Rung,
-    loaded: &mut Vec<&'static str>,
-) -> Result<Link, SensorError> {
-    let name = rung.program();
-    let tracefs = match rung {
-        Rung::Syscall { point, words, .. } => {
-            let tracefs = tracefs::ensure()?;
-            tracefs::check(&tracefs, "syscalls", point, words)?;
-            Some(tracefs)
-        }
-        _ => None,
-    };
-    let program = ebpf.program_mut(name).ok_or_else(|| SensorError::Object {
-        detail: format!("program {name} is not in it"),
-    })?;
-    let load = |result: Result<(), ProgramError>, loaded: &mut Vec<&'static str>| match result {
-        Ok(()) => {
-            loaded.push(name);
-            Ok(())
-        }
-        Err(error) => Err(explain(name, error)),
-    };
-    let is_loaded = loaded.contains(&name);
-    let link = match rung {
-        Rung::Btf { point, .. } => {
-            let program: &mut BtfTracePoint = program.try_into().map_err(|e| explain(name, e))?;
-            if !is_loaded {
-                load(program.load(point, btf), loaded)?;
-            }
-            program.attach().map(Link::Btf)
-        }
-        Rung::Raw { point, .. } => {
-            let program: &mut RawTracePoint = program.try_into().map_err(|e| explain(name, e))?;
-            if !is_loaded {
-                load(program.load(), loaded)?;
-            }
-            program.attach(point).map(Link::Raw)
-        }
-        Rung::Fentry { function, .. } => {
-            let program: &mut FEntry = program.try_into().map_err(|e| explain(name, e))?;
-            if !is_loaded {
-                load(program.load(function, btf), loaded)?;
-            }
-            program.attach().map(Link::Fentry)
-        }
-        Rung::Fexit { function, .. } => {
-            let program: &mut FExit = program.try_into().map_err(|e| explain(name, e))?;
-            if !is_loaded {
-                load(program.load(function, btf), loaded)?;
-            }
-            program.attach().map(Link::Fexit)
-        }
-        Rung::Kprobe { function, .. } => {
-            let program: &mut KProbe = program.try_into().map_err(|e| explain(name, e))?;
-            if !is_loaded {
-                load(program.load(), loaded)?;
-            }
-            program.attach(function, 0).map(Link::Kprobe)
-        }
-        Rung::Syscall { point, .. } => {
-            let program: &mut TracePoint = program.try_into().map_err(|e| explain(name, e))?;
-            if !is_loaded {
-                load(program.load(), loaded)?;
-            }
-            program.attach("syscalls", point).map(Link::Point)
-        }
-    };
-    drop(tracefs);
-    link.map_err(|error| explain(name, error))
-}
-
-fn detach(ebpf: &mut Ebpf, rung: Rung, link: Link) {
-    let Some(program) = ebpf.program_mut(rung.program()) else {
-        return;
-    };
-    let result = match link {
-        Link::Btf(link) => <&mut BtfTracePoint>::try_from(program).and_then(|p| p.detach(link)),
-        Link::Raw(link) => <&mut RawTracePoint>::try_from(program).and_then(|p| p.detach(link)),
-        Link::Fentry(link) => <&mut FEntry>::try_from(program).and_then(|p| p.detach(link)),
-        Link::Fexit(link) => <&mut FExit>::try_from(program).and_then(|p| p.detach(link)),
-        Link::Kprobe(link) => <&mut KProbe>::try_from(program).and_then(|p| p.detach(link)),
-        Link::Point(link) => <&mut TracePoint>::try_from(program).and_then(|p| p.detach(link)),
-    };
-    if let Err(error) = result {
-        tracing::warn!(place = rung.place(), %error, "detaching failed");
-    }
-}
-
 /// A program's error in our terms.
-fn explain(program: &str, error: ProgramError) -> SensorError {
+pub(super) fn explain(program: &str, error: ProgramError) -> SensorError {
     match error {
         ProgramError::LoadError {
             io_error,

@@ -18,6 +18,7 @@ const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
 const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_VAR: u32 = 14;
 const KIND_DATASEC: u32 = 15;
@@ -147,6 +148,18 @@ impl Btf {
         }
     }
 
+    /// Number of arguments of a function of the kernel.
+    pub(crate) fn function_arguments(&self, function: &str) -> Option<u32> {
+        let at = self.types.iter().copied().skip(1).find(|at| {
+            matches!(self.info(*at), Ok((KIND_FUNC, _))) && self.is_named(*at, function)
+        })?;
+        let proto = *self.types.get(self.word(at + 8).ok()? as usize)?;
+        match self.info(proto).ok()? {
+            (KIND_FUNC_PROTO, length) => Some(length),
+            _ => None,
+        }
+    }
+
     fn find_member(&self, id: u32, name: &str, depth: u32) -> Option<(u32, u32)> {
         let at = *self.types.get(self.resolve(id)? as usize)?;
         let (kind, length) = self.info(at).ok()?;
@@ -228,7 +241,7 @@ fn trailing_bytes(kind: u32, length: u32) -> Result<usize, BtfError> {
         KIND_ARRAY => 12,
         KIND_STRUCT | KIND_UNION | KIND_DATASEC | KIND_ENUM64 => 12 * length,
         KIND_ENUM | KIND_FUNC_PROTO => 8 * length,
-        2 | 7..=12 | 16 | KIND_TYPE_TAG => 0,
+        2 | 7..=KIND_FUNC | 16 | KIND_TYPE_TAG => 0,
         other => return Err(BtfError::UnknownKind(other)),
     })
 }

@@ -88,6 +88,10 @@ fn trial(object: &[u8], cgroup_v2: bool) -> Result<AttachReport, String> {
         model_suffixes: Vec::new(),
         model_min_bytes: u64::MAX,
         cgroup_v2,
+        nodes: None,
+        pressure: Vec::new(),
+        avoid: Vec::new(),
+        cuda_library: None,
     };
     // Dropping the sensors detaches everything.
     Sensors::load(object, options)

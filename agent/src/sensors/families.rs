@@ -5,6 +5,7 @@
 
 use super::{
     SensorError,
+    baseline::Baselines,
     load::{possible_cpus, take},
     pod::Plain,
     window::{Collect, Collector, Key, Process, Told},
@@ -77,6 +78,7 @@ pub(super) fn all(ebpf: &mut Ebpf) -> Result<Vec<Box<dyn Collect>>, SensorError>
         family(ebpf, "RECLAIM", &[K::SampleReclaim], reclaim)?,
         family(ebpf, "NET", &[K::SampleNet, K::SampleInference], net)?,
         family(ebpf, "GPU_COMMANDS", &[K::SampleGpuCommand], gpu_command)?,
+        Box::new(Baselines::new(ebpf)?),
         family(ebpf, "READS", &[K::SampleReads], reads)?,
         family(ebpf, "CUDA", &[K::SampleCuda], cuda)?,
     ])

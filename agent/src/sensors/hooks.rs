@@ -1,7 +1,13 @@
 //! The table of hooks: which program goes where, for which kinds of record, in which order of
 //! preference. Data only.
 
-use super::offsets::Group;
+mod cpu;
+mod cuda;
+mod memory;
+mod net;
+mod reads;
+
+use super::{Way, offsets::Group};
 use palisade_abi::Kind;
 
 /// One way to attach a program.
@@ -42,6 +48,23 @@ pub(super) enum Rung {
         /// Kernel function.
         function: &'static str,
     },
+    /// Entry and return of a kernel function, by breakpoints: the first program remembers the
+    /// arguments for the second one.
+    Kretprobe {
+        /// Program in the object for the entry.
+        entry: &'static str,
+        /// Program in the object for the return.
+        program: &'static str,
+        /// Kernel function.
+        function: &'static str,
+    },
+    /// Functions of CUDA's library, by breakpoints.
+    Uprobe {
+        /// Programs in the object, in the order of attaching; each one goes to every function.
+        programs: &'static [&'static str],
+        /// Functions; those that the library lacks are left out.
+        symbols: &'static [&'static str],
+    },
     /// Tracepoint of a system call.
     Syscall {
         /// Program in the object.
@@ -54,27 +77,45 @@ pub(super) enum Rung {
 }
 
 impl Rung {
-    /// The program's name in the object.
-    pub(super) fn program(self) -> &'static str {
-        match self {
+    /// The programs' names in the object.
+    pub(super) fn programs(self) -> impl Iterator<Item = &'static str> {
+        let (first, second, more): (_, _, &[&str]) = match self {
             Rung::Btf { program, .. }
             | Rung::Raw { program, .. }
             | Rung::Fentry { program, .. }
             | Rung::Fexit { program, .. }
             | Rung::Kprobe { program, .. }
-            | Rung::Syscall { program, .. } => program,
+            | Rung::Syscall { program, .. } => (Some(program), None, &[]),
+            Rung::Kretprobe { entry, program, .. } => (Some(program), Some(entry), &[]),
+            Rung::Uprobe { programs, .. } => (None, None, programs),
+        };
+        first.into_iter().chain(second).chain(more.iter().copied())
+    }
+
+    /// Its family.
+    pub(super) fn way(self) -> Way {
+        match self {
+            Rung::Btf { .. } => Way::Btf,
+            Rung::Raw { .. } => Way::Raw,
+            Rung::Fentry { .. } => Way::Fentry,
+            Rung::Fexit { .. } => Way::Fexit,
+            Rung::Kprobe { .. } | Rung::Kretprobe { .. } => Way::Kprobe,
+            Rung::Uprobe { .. } => Way::Uprobe,
+            Rung::Syscall { .. } => Way::Tracepoint,
         }
     }
 
     /// For people: `tp_btf:sched_switch`.
     pub(super) fn place(self) -> String {
+        let way = self.way().name();
         match self {
-            Rung::Btf { point, .. } => format!("tp_btf:{point}"),
-            Rung::Raw { point, .. } => format!("raw_tp:{point}"),
-            Rung::Fentry { function, .. } => format!("fentry:{function}"),
-            Rung::Fexit { function, .. } => format!("fexit:{function}"),
-            Rung::Kprobe { function, .. } => format!("kprobe:{function}"),
-            Rung::Syscall { point, .. } => format!("tracepoint:syscalls:{point}"),
+            Rung::Btf { point, .. } | Rung::Raw { point, .. } => format!("{way}:{point}"),
+            Rung::Fentry { function, .. }
+            | Rung::Fexit { function, .. }
+            | Rung::Kprobe { function, .. }
+            | Rung::Kretprobe { function, .. } => format!("{way}:{function}"),
+            Rung::Uprobe { symbols, .. } => format!("{way}:{}", symbols.join(",")),
+            Rung::Syscall { point, .. } => format!("{way}:syscalls:{point}"),
         }
     }
 }
@@ -94,13 +135,15 @@ pub(super) struct Hook {
     pub optional: bool,
 }
 
-pub(super) const GPU: u64 = Kind::GpuEnter.bit() | Kind::GpuExit.bit() | Kind::SampleGpu.bit();
+pub(super) const GPU: u64 = Kind::GpuEnter.bit()
+    | Kind::GpuExit.bit()
+    | Kind::SampleGpu.bit()
+    | Kind::SampleGpuCommand.bit();
 pub(super) const MAPS: u64 = Kind::Mmap.bit() | Kind::ModelMap.bit() | Kind::SampleMaps.bit();
 pub(super) const UNMAPS: u64 = Kind::Munmap.bit() | Kind::SampleMaps.bit();
-const OPENS: u64 = Kind::ModelOpen.bit() | Kind::FileName.bit();
-pub(super) const SCHED: u64 = Kind::SampleSched.bit();
+const OPENS: u64 = Kind::ModelOpen.bit() | Kind::FileName.bit() | reads::READS;
 /// The kinds whose per-process state is given up at the process's end.
-pub(super) const NEED_EXIT: u64 = GPU | MAPS | UNMAPS | SCHED;
+pub(super) const NEED_EXIT: u64 = GPU | MAPS | UNMAPS | SCHED | CALLS | FAULTS | RECLAIM | VICTIMS | TRANSFERS | CUDA | reads::READS;
 
 /// A hook at a system call's tracepoint.
 macro_rules! syscall {
@@ -141,12 +184,23 @@ macro_rules! sched {
     };
 }
 
-pub(super) use {sched, syscall};
+use {sched, syscall};
+
+pub(super) use cpu::{CALLS, SCHED};
+pub(super) use cuda::CUDA;
+pub(super) use memory::{FAULTS, RECLAIM, VICTIMS};
+pub(super) use net::{SOCKETS, TRANSFERS};
 
 /// All hooks, in the order of attaching; detaching goes backwards. The return of a call comes
 /// before its entry: whoever is seen to enter is also seen to return.
 pub(super) fn all() -> impl Iterator<Item = &'static Hook> {
-    HOOKS.iter()
+    HOOKS
+        .iter()
+        .chain(cpu::HOOKS)
+        .chain(memory::HOOKS)
+        .chain(net::HOOKS)
+        .chain(reads::HOOKS)
+        .chain(cuda::HOOKS)
 }
 
 const HOOKS: &[Hook] = &[
@@ -161,7 +215,7 @@ const HOOKS: &[Hook] = &[
     sched!(
         "process exec",
         Kind::Exec.bit(),
-        &[],
+        &[Group::Files, Group::Executable],
         "process_exec",
         "process_exec_raw",
         "sched_process_exec"
@@ -252,39 +306,16 @@ const HOOKS: &[Hook] = &[
             1
         )
     },
-    sched!(
-        "switch",
-        SCHED,
-        &[Group::Sched],
-        "sched_switch",
-        "sched_switch_raw",
-        "sched_switch"
-    ),
-    sched!(
-        "wake-up",
-        SCHED,
-        &[],
-        "sched_wakeup",
-        "sched_wakeup_raw",
-        "sched_wakeup"
-    ),
-    sched!(
-        "first wake-up",
-        SCHED,
-        &[],
-        "sched_wakeup_new",
-        "sched_wakeup_new_raw",
-        "sched_wakeup_new"
-    ),
-    sched!(
-        "migration",
-        SCHED,
-        &[],
-        "sched_migrate",
-        "sched_migrate_raw",
-        "sched_migrate_task"
-    ),
 ];
+
+/// The kinds that a hook makes. That at a process's end only clears up after [`NEED_EXIT`].
+pub(super) fn made_by(hook: &Hook) -> u64 {
+    if hook.kinds & Kind::Exit.bit() == 0 {
+        hook.kinds
+    } else {
+        hook.kinds & !NEED_EXIT
+    }
+}
 
 /// What the kernel programs must record so that `wanted` can be delivered.
 pub(super) fn needed(wanted: u64) -> u64 {
@@ -299,18 +330,21 @@ pub(super) fn needed(wanted: u64) -> u64 {
 mod tests {
     use super::*;
 
+    /// Made in user space.
+    const UNHOOKED: &[Kind] = &[Kind::Lost, Kind::Absent, Kind::SamplePressure];
+
     #[test]
     fn every_kind_that_the_kernel_makes_has_a_hook() {
         for kind in Kind::ALL {
             let hooked = all().any(|hook| hook.kinds & kind.bit() != 0);
-            assert_eq!(hooked, *kind != Kind::Lost, "{}", kind.name());
+            assert_eq!(hooked, !UNHOOKED.contains(kind), "{}", kind.name());
         }
     }
 
     #[test]
     fn a_call_s_return_is_attached_before_its_entry() {
         let position = |program: &str| {
-            all().position(|hook| hook.rungs.iter().any(|rung| rung.program() == program))
+            all().position(|hook| hook.rungs.iter().any(|rung| rung.programs().any(|it| it == program)))
         };
         assert!(position("gpu_exit") < position("gpu_enter"));
         assert!(position("map_exit") < position("map_enter"));

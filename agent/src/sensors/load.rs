@@ -1,15 +1,21 @@
 //! Loading the object: offsets, map sizes, what the maps hold at first.
 
 use super::{
-    MAX_ROOTS, MAX_SUFFIX, Scope, SensorError, SensorOptions, WatchedDevice,
+    MAX_ROOTS, MAX_SUFFIX, Scope, SensorError, SensorOptions, WatchedDevice, WatchedProcesses,
     attach::{AttachReport, Hooks, chain},
     btf,
     capabilities::may_load,
+    constants,
+    cpu_offsets::resolve_cpu,
     families,
     hooks::{self, needed},
     in_flight::{InFlightMap, InFlightView},
+    net_offsets::{resolve_net, resolve_pci},
     offsets::{self, Group},
+    pids::{Pids, resolve_exec},
     pod::Plain,
+    pressure::Pressure,
+    reads_offsets::resolve_reads,
     run::{SensorHandle, Shared},
     window::Collect,
 };
@@ -18,8 +24,8 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf},
 };
 use palisade_abi::{
-    ANY_MINOR, Config, CpuLosses, DeviceKey, DeviceRule, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES,
-    PendingMap, Waiting,
+    ANY_MINOR, Config, CpuLosses, CudaCall, DeviceKey, DeviceRule, MAX_DEVICE_CLASSES,
+    MODEL_SUFFIX_BYTES, NetCall, PendingMap, Socket, Turn,
 };
 use std::{io, sync::Arc, time::Duration};
 
@@ -35,7 +41,11 @@ pub(super) struct Maps {
     pub roots: HashMap<MapData, u64, u32>,
     pub losses: PerCpuHashMap<MapData, u64, Plain<CpuLosses>>,
     pub pending: HashMap<MapData, u64, Plain<PendingMap>>,
-    pub waiting: HashMap<MapData, u32, Plain<Waiting>>,
+    pub turns: HashMap<MapData, u64, Plain<Turn>>,
+    pub reclaiming: HashMap<MapData, u64, u64>,
+    pub sockets: HashMap<MapData, u64, Plain<Socket>>,
+    pub net_calls: HashMap<MapData, u64, Plain<NetCall>>,
+    pub cuda_calls: HashMap<MapData, u64, Plain<CudaCall>>,
 }
 
 /// Loaded programs, some of them attached.
@@ -46,7 +56,9 @@ pub struct Sensors {
     pub(super) families: Vec<Box<dyn Collect>>,
     pub(super) ring: RingBuf<MapData>,
     pub(super) in_flight: InFlightMap,
+    pub(super) pids: Pids,
     pub(super) view: InFlightView,
+    pub(super) pressure: Pressure,
     pub(super) switches: Config,
     pub(super) wanted: u64,
     pub(super) window: Duration,
@@ -74,7 +86,18 @@ impl Sensors {
             path: BTF_PATH,
             source,
         })?;
-        let (offsets, missing) = offsets::resolve(&btf::Btf::parse(data)?, options.cgroup_v2);
+        let types = btf::Btf::parse(data)?;
+        let (offsets, mut missing) = offsets::resolve(&types, options.cgroup_v2);
+        let (net, net_missing) = resolve_net(&types);
+        let (pci, pci_missing) = resolve_pci(&types);
+        let (reads, reads_missing) = resolve_reads(&types);
+        let (cpu, cpu_missing) = resolve_cpu(&types);
+        missing.extend(cpu_missing);
+        missing.extend(net_missing.into_iter().chain(pci_missing));
+        missing.extend(reads_missing);
+        let (exec, exec_missing) = resolve_exec(&types);
+        missing.extend(exec_missing);
+        drop(types);
         if let Some(missing) = missing
             .iter()
             .find(|missing| missing.group == Group::Identity)
@@ -86,7 +109,9 @@ impl Sensors {
         let btf = Btf::from_sys_fs().map_err(|error| SensorError::Object {
             detail: chain(&error),
         })?;
-        let offsets = Plain(offsets);
+        let (offsets, net, pci) = (Plain(offsets), Plain(net), Plain(pci));
+        let cpu = Plain(cpu);
+        let (reads, exec) = (Plain(reads), Plain(exec));
         let ring_bytes = options.ring_bytes.clamp(PAGE, MAX_RING).next_power_of_two();
         let classes = options
             .devices
@@ -98,7 +123,13 @@ impl Sensors {
         loader
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets, true)
+            .override_global("OFFSETS_CPU", &cpu, true)
+            .override_global("OFFSETS_READS", &reads, true)
+            .override_global("OFFSETS_EXEC", &exec, true)
+            .override_global("OFFSETS_NET", &net, true)
+            .override_global("OFFSETS_PCI", &pci, true)
             .map_max_entries("EVENTS", ring_bytes)
+            .map_max_entries("SOCKETS", options.max_processes.saturating_mul(4))
             .map_max_entries(
                 "GPU_COUNTERS",
                 options.max_processes.saturating_mul(classes.min(4)),
@@ -113,7 +144,11 @@ impl Sensors {
             roots: take(&mut ebpf, "ROOTS")?,
             losses: take(&mut ebpf, "LOSSES")?,
             pending: take(&mut ebpf, "PENDING_MAPS")?,
-            waiting: take(&mut ebpf, "WAITING")?,
+            turns: take(&mut ebpf, "TURNS")?,
+            reclaiming: take(&mut ebpf, "RECLAIMING")?,
+            sockets: take(&mut ebpf, "SOCKETS")?,
+            net_calls: take(&mut ebpf, "NET_CALLS")?,
+            cuda_calls: take(&mut ebpf, "CUDA_CALLS")?,
         };
         fill(&mut ebpf, &mut maps, &options)?;
         let in_flight: InFlightMap = take(&mut ebpf, "IN_FLIGHT")?;
@@ -121,11 +156,13 @@ impl Sensors {
         let mut sensors = Sensors {
             ring: take(&mut ebpf, "EVENTS")?,
             families: families::all(&mut ebpf)?,
-            hooks: Hooks::new(btf, missing),
+            pids: Pids::new(&mut ebpf, &options.devices)?,
+            hooks: Hooks::new(btf, missing, options.avoid, options.cuda_library),
             ebpf,
             maps,
             in_flight,
             view,
+            pressure: Pressure::new(options.pressure),
             switches: Config {
                 model_min_bytes: options.model_min_bytes,
                 own_pid: std::process::id(),
@@ -165,7 +202,7 @@ impl Sensors {
 
     /// Attaches and detaches so that exactly `wanted` is sensed.
     pub(super) fn apply_kinds(&mut self, wanted: u64) -> Result<(), SensorError> {
-        let kinds = needed(wanted);
+        let kinds = needed(wanted) | self.pids.kinds();
         self.hooks.detach(&mut self.ebpf, kinds);
         self.forget_between(self.switches.kinds, kinds);
         self.switches.kinds = kinds;
@@ -188,16 +225,31 @@ impl Sensors {
             clear(&mut self.maps.pending);
         }
         if changes(hooks::SCHED) {
-            clear(&mut self.maps.waiting);
+            clear(&mut self.maps.turns);
+        }
+        if changes(hooks::RECLAIM) {
+            clear(&mut self.maps.reclaiming);
+        }
+        if changes(hooks::SOCKETS) {
+            clear(&mut self.maps.sockets);
+        }
+        if changes(hooks::TRANSFERS) {
+            clear(&mut self.maps.net_calls);
+        }
+        if changes(hooks::CUDA) {
+            clear(&mut self.maps.cuda_calls);
         }
     }
 
     /// Changes whose events are recorded.
     pub(super) fn apply_scope(&mut self, scope: &Scope) -> Result<(), SensorError> {
-        let new: Vec<u64> = match scope {
-            Scope::All => Vec::new(),
-            Scope::Cgroups(ids) => ids.iter().map(|id| id.0).collect(),
+        let nobody = WatchedProcesses::default();
+        let (cgroups, processes): (&[_], _) = match scope {
+            Scope::All => (&[], &nobody),
+            Scope::Cgroups(ids) => (ids, &nobody),
+            Scope::CgroupsAnd(ids, processes) => (ids, processes),
         };
+        let new: Vec<u64> = cgroups.iter().map(|id| id.0).collect();
         check_roots(new.len())?;
         // The new generation comes last: answers found under the old one are void with it, so it
         // does not matter which roots they were found with.
@@ -214,8 +266,20 @@ impl Sensors {
                 .insert(root, 1, 0)
                 .map_err(|error| map_error("ROOTS", &error))?;
         }
-        self.switches.scope_all = u32::from(*scope == Scope::All);
+        let all = u32::from(*scope == Scope::All);
+        // What was watched and is not any more goes on unseen: its last turns must not be taken
+        // for the beginning of later ones.
+        if all < self.switches.scope_all || old.iter().any(|root| !new.contains(root)) {
+            clear(&mut self.maps.turns);
+        }
+        self.switches.scope_all = all;
         self.switches.generation = self.switches.generation.wrapping_add(1);
+        if self.pids.set(processes)? {
+            self.switches.watch = self.pids.switches();
+            // Whoever starts from now on is seen by the hooks, whoever is there is looked up.
+            self.apply_kinds(self.wanted)?;
+            self.pids.seed();
+        }
         self.write_config()
     }
 
@@ -285,7 +349,8 @@ fn fill(ebpf: &mut Ebpf, maps: &mut Maps, options: &SensorOptions) -> Result<(),
         .map_err(|error| map_error("LOSSES", &error.into()))?;
     maps.losses
         .insert(0, nothing, 0)
-        .map_err(|error| map_error("LOSSES", &error))
+        .map_err(|error| map_error("LOSSES", &error))?;
+    constants::fill(ebpf, options.nodes.as_deref())
 }
 
 /// CPUs that the kernel makes room for.
@@ -343,7 +408,22 @@ where
     })
 }
 
-fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) {
+/// Sets the first entries of an array that nobody changes after loading.
+pub(super) fn set_array<V: aya::Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    values: impl IntoIterator<Item = V>,
+) -> Result<(), SensorError> {
+    let mut array: Array<&mut MapData, V> = borrow(ebpf, name)?;
+    for (index, value) in (0..).zip(values) {
+        array
+            .set(index, value, 0)
+            .map_err(|error| map_error(name, &error))?;
+    }
+    Ok(())
+}
+
+pub(super) fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) {
     let keys: Vec<K> = map.keys().filter_map(Result::ok).collect();
     for key in keys {
         // Already gone is just as good.
@@ -351,7 +431,7 @@ fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) {
     }
 }
 
-fn map_error(map: &'static str, error: &MapError) -> SensorError {
+pub(super) fn map_error(map: &'static str, error: &MapError) -> SensorError {
     SensorError::Map {
         map,
         detail: chain(error),
@@ -398,6 +478,10 @@ mod tests {
             model_suffixes: vec![".safetensors".into()],
             model_min_bytes: 1,
             cgroup_v2: false,
+            nodes: None,
+            pressure: Vec::new(),
+            avoid: Vec::new(),
+            cuda_library: None,
         };
         assert!(check(&good).is_ok());
         let device = WatchedDevice {

@@ -9,32 +9,45 @@
 //! This room must not judge what it sees, look anything up in /proc for a record's sake, or act.
 
 mod attach;
+mod baseline;
 mod btf;
 mod capabilities;
+mod constants;
+mod cpu_offsets;
+mod cuda;
 mod drain;
 mod families;
 mod hooks;
 mod in_flight;
+mod ladder;
+mod links;
 mod load;
 mod losses;
 mod map_batch;
+mod net_offsets;
 mod offsets;
+mod pids;
 mod pod;
+mod pressure;
+mod reads_offsets;
 mod run;
 mod tracefs;
 mod window;
 
 pub use attach::{AttachReport, HookReport, ProgramRuns};
 pub use btf::BtfError;
+pub use cuda::CudaError;
 pub use capabilities::{Capabilities, capabilities};
 pub use in_flight::InFlightView;
+pub use ladder::{Brief, SignalHook, SignalReport, kind_names};
 pub use load::Sensors;
 pub use offsets::Group;
+pub use pids::{MAX_EXECUTABLE_PATH, MAX_EXECUTABLES};
 pub use run::{SensorHandle, SensorStats, Sink};
 pub use tracefs::TracefsError;
 
 use palisade_core::WorkloadId;
-use std::{io, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 use thiserror::Error;
 
 /// Records in one batch, at most.
@@ -52,6 +65,26 @@ pub enum Scope {
     All,
     /// Processes in these cgroups and below.
     Cgroups(Vec<WorkloadId>),
+    /// The same, and these processes wherever they are.
+    CgroupsAnd(Vec<WorkloadId>, WatchedProcesses),
+}
+
+/// Processes that are watched whatever their cgroup, with the children that they make from then
+/// on and whatever they execute later.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WatchedProcesses {
+    /// Whoever executes one of these, absolute paths of at most [`MAX_EXECUTABLE_PATH`] bytes: by
+    /// this very path (in any container, and also as a script), or the same file by another.
+    pub executables: Vec<PathBuf>,
+    /// Whoever has a watched device open or calls its driver.
+    pub gpu_users: bool,
+}
+
+impl WatchedProcesses {
+    /// Whether it names nobody.
+    pub fn is_empty(&self) -> bool {
+        self.executables.is_empty() && !self.gpu_users
+    }
 }
 
 /// A character device whose driver calls are watched.
@@ -88,6 +121,64 @@ pub struct SensorOptions {
     pub model_min_bytes: u64,
     /// Workloads are named by the v2 hierarchy; else by v1's `cpu` (also on hybrid hosts).
     pub cgroup_v2: bool,
+    /// NUMA node of each CPU, by number; `None`: as sysfs says.
+    pub nodes: Option<Vec<u32>>,
+    /// Cgroups whose pressure is told, besides the host's: directories of the v2 tree.
+    pub pressure: Vec<(WorkloadId, PathBuf)>,
+    /// Ways of attaching that are left out where a hook has another one.
+    pub avoid: Vec<Way>,
+    /// CUDA's driver library; `None`: looked for in the usual places.
+    pub cuda_library: Option<PathBuf>,
+}
+
+/// A way of attaching a program to the kernel or to a library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Tracepoint with kernel types.
+    Btf,
+    /// Raw tracepoint.
+    Raw,
+    /// Entry of a kernel function, by trampoline.
+    Fentry,
+    /// Return of a kernel function, by trampoline.
+    Fexit,
+    /// Entry or return of a kernel function, by breakpoint.
+    Kprobe,
+    /// Tracepoint by name.
+    Tracepoint,
+    /// Function of a library, by breakpoint.
+    Uprobe,
+}
+
+impl Way {
+    /// Every way.
+    pub const ALL: &'static [Way] = &[
+        Way::Btf,
+        Way::Raw,
+        Way::Fentry,
+        Way::Fexit,
+        Way::Kprobe,
+        Way::Tracepoint,
+        Way::Uprobe,
+    ];
+
+    /// As people write it, and as reports begin a place with.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Way::Btf => "tp_btf",
+            Way::Raw => "raw_tp",
+            Way::Fentry => "fentry",
+            Way::Fexit => "fexit",
+            Way::Kprobe => "kprobe",
+            Way::Tracepoint => "tracepoint",
+            Way::Uprobe => "uprobe",
+        }
+    }
+
+    /// The way of that name.
+    pub fn from_name(name: &str) -> Option<Way> {
+        Self::ALL.iter().copied().find(|way| way.name() == name)
+    }
 }
 
 /// Why sensing is impossible, or partly so.
@@ -154,6 +245,12 @@ pub enum SensorError {
         /// Why.
         detail: String,
     },
+    /// The options leave this way of attaching out.
+    #[error("left out by the configuration ([sensors] avoid)")]
+    Avoided,
+    /// CUDA's library cannot be watched.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The options make no sense.
     #[error("{0}")]
     Options(String),

@@ -17,6 +17,18 @@ pub enum Group {
     Exit,
     /// Scheduling.
     Sched,
+    /// Reads of model files.
+    Reads,
+    /// What a process executes.
+    Executable,
+    /// Which sockets are TCP's.
+    Sockets,
+    /// Which sockets are a server's.
+    Ports,
+    /// Segments of a packet.
+    Segments,
+    /// PCI address of a device.
+    Pci,
 }
 
 /// A member that the kernel's type information does not have.
@@ -34,13 +46,22 @@ impl fmt::Display for Missing {
     }
 }
 
-struct Reader<'a> {
+/// Reads offsets one by one and keeps what is missing.
+pub(super) struct Reader<'a> {
     btf: &'a Btf,
-    missing: Vec<Missing>,
+    pub missing: Vec<Missing>,
 }
 
-impl Reader<'_> {
-    fn member(&mut self, group: Group, structure: &str, path: &str) -> u32 {
+impl<'a> Reader<'a> {
+    pub(super) fn new(btf: &'a Btf) -> Self {
+        Self {
+            btf,
+            missing: Vec::new(),
+        }
+    }
+
+    /// The member's offset; 0 if there is none.
+    pub(super) fn member(&mut self, group: Group, structure: &str, path: &str) -> u32 {
         self.btf.member(structure, path).unwrap_or_else(|| {
             self.note(group, format!("{structure}.{path}"));
             0
@@ -56,10 +77,7 @@ impl Reader<'_> {
 /// A member that was not found is 0 and listed.
 pub(super) fn resolve(btf: &Btf, cgroup_v2: bool) -> (Offsets, Vec<Missing>) {
     use Group::{Exit, Files, Identity, Sched};
-    let mut read = Reader {
-        btf,
-        missing: Vec::new(),
-    };
+    let mut read = Reader::new(btf);
     let cset_entry = if cgroup_v2 {
         read.member(Identity, "css_set", "dfl_cgrp")
     } else {

@@ -1,8 +1,9 @@
 //! The sensor thread: waits, drains, closes windows.
 //!
 //! Invariants:
-//! - No polling: it sleeps in `ppoll` until the kernel has a record, somebody asks for something,
-//!   or the window ends.
+//! - No polling while nothing happens: it sleeps in `ppoll` until the kernel has a record, somebody
+//!   asks for something, or the window ends. After a record it looks once more by itself, because
+//!   the kernel does not wake it for what follows within [`QUIET_NS`].
 //! - Batches are numbered without gaps; a record is in exactly one of them.
 
 use super::{
@@ -22,17 +23,23 @@ use nix::{
         time::TimeSpec,
     },
 };
-use palisade_abi::{FileKey, Kind, LOSS_SOURCES, RECORD_BYTES, Record};
+use palisade_abi::{Absent, FileKey, Header, Kind, LOSS_SOURCES, QUIET_NS, RECORD_BYTES, Record};
+use palisade_core::WorkloadId;
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, VecDeque},
     os::fd::AsFd,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
+
+/// How often the kernel's numbers about each program are read, nanoseconds: a skipped run is told
+/// that much later at most.
+const RUNS_EVERY_NS: u64 = 1_000_000_000;
 
 /// Where the sensors deliver to. Called on the sensor thread: it must not block.
 pub trait Sink {
@@ -68,6 +75,7 @@ pub struct SensorStats {
 enum Command {
     Kinds(u64),
     Scope(Scope),
+    Pressure(Vec<(WorkloadId, PathBuf)>),
 }
 
 /// What the sensor thread shares with its handles.
@@ -128,6 +136,11 @@ impl SensorHandle {
         self.command(Command::Scope(scope));
     }
 
+    /// Changes the cgroups whose pressure is told, in the same way.
+    pub fn set_pressure(&self, groups: Vec<(WorkloadId, PathBuf)>) {
+        self.command(Command::Pressure(groups));
+    }
+
     /// Ends [`Sensors::run`] after a last window.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::Release);
@@ -158,6 +171,14 @@ impl SensorHandle {
 struct Turn<'a> {
     sink: &'a mut dyn Sink,
     seq: u64,
+    /// Bits of the kinds that were told to be absent.
+    absent: u64,
+    /// They are to be told anew.
+    tell_absent: bool,
+    /// The ring was not empty since the last sleep.
+    read_some: bool,
+    /// When to read what the kernel counts about the programs.
+    look_at_runs: u64,
     windows: Windows,
     losses: Losses,
     stats: SensorStats,
@@ -171,6 +192,10 @@ impl Sensors {
         let mut turn = Turn {
             sink,
             seq: 0,
+            absent: 0,
+            tell_absent: true,
+            read_some: false,
+            look_at_runs: 0,
             windows: Windows::new(std::mem::take(&mut self.families)),
             losses: Losses::default(),
             stats: SensorStats::default(),
@@ -193,7 +218,8 @@ impl Sensors {
                 return Ok(());
             }
             if !more {
-                self.wait(deadline)?;
+                let quiet = std::mem::take(&mut turn.read_some);
+                self.wait(deadline, quiet)?;
             }
         }
     }
@@ -211,8 +237,15 @@ impl Sensors {
                 batches -= 1;
             }
             let result = match &command {
-                Command::Kinds(kinds) => self.apply_kinds(*kinds),
+                Command::Kinds(kinds) => {
+                    turn.tell_absent = true;
+                    self.apply_kinds(*kinds)
+                }
                 Command::Scope(scope) => self.apply_scope(scope),
+                Command::Pressure(groups) => {
+                    self.pressure.set(groups.clone());
+                    Ok(())
+                }
             };
             if let Err(error) = result {
                 tracing::error!(?command, %error, "the sensors could not be changed");
@@ -220,14 +253,20 @@ impl Sensors {
         }
     }
 
-    fn wait(&self, deadline: u64) -> Result<(), SensorError> {
+    /// Sleeps until the deadline at most. `quiet`: for [`QUIET_NS`], and the ring does not end it.
+    fn wait(&self, deadline: u64, quiet: bool) -> Result<(), SensorError> {
         let left = deadline.saturating_sub(boot_now_ns());
         let mut fds = [
-            PollFd::new(self.ring.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.ring.as_fd(), PollFlags::POLLIN),
         ];
+        let (fds, left) = if quiet {
+            (&mut fds[..1], left.min(QUIET_NS))
+        } else {
+            (&mut fds[..], left)
+        };
         match ppoll(
-            &mut fds,
+            fds,
             Some(TimeSpec::from_duration(Duration::from_nanos(left))),
             None,
         ) {
@@ -258,11 +297,13 @@ impl Sensors {
             let Some(item) = self.ring.next() else {
                 return false;
             };
+            turn.read_some = true;
             match decode(&item) {
                 Entry::Record(record) => {
                     if record.header.kind == Kind::Exit as u16 {
                         turn.windows
                             .ended((record.header.pid, record.header.start_ns));
+                        self.pids.ended(record.header.pid, record.header.start_ns);
                     }
                     if record
                         .kind()
@@ -302,9 +343,21 @@ impl Sensors {
             wanted: self.wanted,
             records: &mut records,
         });
-        let runs = self.hooks.runs(&self.ebpf);
+        if self.wanted & Kind::SamplePressure.bit() == 0 {
+            self.pressure.pause();
+        } else {
+            self.pressure.collect(now_ns, &mut records);
+        }
+        // Read through a file per program: not in every window.
+        let runs = if self.shared.stop.load(Ordering::Acquire) || now_ns >= turn.look_at_runs {
+            turn.look_at_runs = now_ns + RUNS_EVERY_NS;
+            self.hooks.runs(&self.ebpf)
+        } else {
+            std::mem::take(&mut turn.stats.programs)
+        };
         turn.losses
             .collect(&self.maps.losses, &runs, now_ns, &mut records);
+        records.extend(self.tell_absent(turn, now_ns));
         turn.deliver(records, true);
 
         turn.windows.finish();
@@ -317,6 +370,28 @@ impl Sensors {
             .zip(turn.losses.totals)
             .collect();
         *lock(&self.shared.stats) = turn.stats.clone();
+    }
+}
+
+impl Sensors {
+    /// A record of what cannot be had, if that was not told since the kinds were set last. Only
+    /// then can it change.
+    fn tell_absent(&self, turn: &mut Turn<'_>, now_ns: u64) -> Option<Record> {
+        if !turn.tell_absent || self.wanted & Kind::Absent.bit() == 0 {
+            return None;
+        }
+        turn.tell_absent = false;
+        let kinds = self.hooks.report().absent() & self.wanted;
+        let before = std::mem::replace(&mut turn.absent, kinds);
+        let header = Header {
+            time_ns: now_ns,
+            ..Header::default()
+        };
+        let body = Absent {
+            kinds,
+            reserved: [0; 2],
+        };
+        (kinds | before != 0).then(|| Record::new(header, body))
     }
 }
 

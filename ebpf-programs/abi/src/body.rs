@@ -324,8 +324,8 @@ body! {
         excess_ns: u64,
         /// Calls that returned in the window.
         calls: u32,
-        /// Command: the low 16 bits of the ioctl's command word, for encoded words (`_IOWR` and
-        /// the like) its low 8 bits.
+        /// Command, see [`crate::command_of`]; [`crate::UNKNOWN_COMMAND`] where no call with it has
+        /// succeeded yet.
         command: u16,
         /// Device class, as in [`SampleGpu`].
         class: u16,

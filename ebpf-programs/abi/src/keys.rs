@@ -10,6 +10,9 @@ pub const MAX_CGROUP_DEPTH: u32 = 16;
 pub const MODEL_SUFFIX_BYTES: usize = 16;
 /// 64-byte slots of a `FILE_NAME` entry: the header's and the name's.
 pub const FILE_NAME_SLOTS: usize = 5;
+/// Time after a wake-up of the agent in which records are submitted without another one,
+/// nanoseconds. The agent must look again on its own not sooner than this after it read the ring.
+pub const QUIET_NS: u64 = 500_000;
 /// Names of the places where records can be lost, by index.
 pub const LOSS_SOURCES: &[&str] = &[
     "ring-buffer",
@@ -29,6 +32,12 @@ pub const LOSS_STATE_MAP: u32 = 3;
 /// [`LOSS_SOURCES`]: the kernel did not run a program because another one was under way on
 /// that CPU (`recursion_misses`). Counted by the kernel, read in user space; whose is unknown.
 pub const LOSS_HOOK_SKIPPED: u32 = 4;
+/// [`Config::watch`]: processes in the map of watched processes, too.
+pub const WATCH_PIDS: u32 = 1;
+/// [`Config::watch`]: whoever calls a watched device's driver becomes a watched process.
+pub const WATCH_GPU_USERS: u32 = 2;
+/// Bytes of a path to an executable that are compared, with the NUL at its end.
+pub const PATH_BYTES: usize = 128;
 /// Device classes (`[[devices]]` entries) at once.
 pub const MAX_DEVICE_CLASSES: u32 = 64;
 
@@ -411,8 +420,39 @@ pub struct Config {
     pub scope_all: u32,
     /// The agent's process id, never watched.
     pub own_pid: u32,
-    /// Explicit padding.
-    pub pad: u32,
+    /// Who is watched beside the cgroups: [`WATCH_PIDS`], [`WATCH_GPU_USERS`].
+    pub watch: u32,
+}
+
+/// A process that is watched whatever its cgroup, keyed by its id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct WatchedPid {
+    /// Earliest start of the process that is meant, `CLOCK_BOOTTIME` nanoseconds.
+    pub start_ns: u64,
+    /// It started within this time, nanoseconds: 1 if the start is known exactly, a clock tick if
+    /// it was read from /proc.
+    pub within_ns: u64,
+}
+
+/// Path of an executable, NUL padded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct ExecutablePath {
+    /// Its bytes and at least one NUL.
+    pub bytes: [u8; PATH_BYTES],
+}
+
+/// Offsets for finding the executable of a process; see [`Offsets`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ExecOffsets {
+    /// `task_struct.mm`
+    pub task_mm: u32,
+    /// `mm_struct.exe_file`
+    pub mm_exe_file: u32,
+    /// `linux_binprm.filename`
+    pub bprm_filename: u32,
 }
 
 /// Whether a cgroup is watched, remembered by its id.
@@ -437,16 +477,6 @@ pub struct PendingMap {
     pub map_flags: u32,
     /// File descriptor as given.
     pub fd: u32,
-}
-
-/// A task that waits for a CPU, keyed by its thread id.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Waiting {
-    /// Since when, `CLOCK_BOOTTIME` nanoseconds.
-    pub since_ns: u64,
-    /// Its workload then; a wait that ends in another one is not counted.
-    pub workload: u64,
 }
 
 const _: () = {

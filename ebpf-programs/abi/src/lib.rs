@@ -9,8 +9,13 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod cpu;
+mod cuda;
+mod gpu;
 mod keys;
 pub mod kind;
+mod net;
+mod reads;
 
 pub use body::{
     Absent, Body, Exec, Exit, Fork, GpuCall, GpuError, HISTOGRAM_BUCKETS, Histogram, Lost,
@@ -18,15 +23,26 @@ pub use body::{
     SampleGpuCommand, SampleInference, SampleMaps, SampleNet, SamplePressure, SampleReads,
     SampleReclaim, SampleSched, SampleSyscalls,
 };
+pub use cpu::{CpuOffsets, MAX_CPUS, MAX_SYSCALLS, OomCause, Turn};
+pub use cuda::{CudaCall, PciOffsets};
+pub use gpu::{
+    LATENCY_BUCKETS, LatencyHistogram, UNKNOWN_COMMAND, command_key, command_of, latency_bucket,
+    latency_bucket_start,
+};
 pub use keys::{
     ANY_MINOR, Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule,
-    FILE_NAME_SLOTS, FaultCounters, FileKey, FileName, GpuCommandCounters, GpuCommandKey,
-    GpuCounters, GpuCountersKey, HistogramCounters, HistogramKey, InFlight, LOSS_COUNTER_MAP,
-    LOSS_HOOK_SKIPPED, LOSS_POLICY_QUEUE, LOSS_RING_BUFFER, LOSS_SOURCES, LOSS_STATE_MAP,
-    MAX_CGROUP_DEPTH, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, NetCounters, Offsets, PendingMap,
-    ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, Verdict, Waiting,
+    ExecOffsets, ExecutablePath, FILE_NAME_SLOTS, FaultCounters, FileKey, FileName,
+    GpuCommandCounters, GpuCommandKey, GpuCounters, GpuCountersKey, HistogramCounters,
+    HistogramKey, InFlight, LOSS_COUNTER_MAP, LOSS_HOOK_SKIPPED, LOSS_POLICY_QUEUE,
+    LOSS_RING_BUFFER, LOSS_SOURCES, LOSS_STATE_MAP, MAX_CGROUP_DEPTH, MAX_DEVICE_CLASSES,
+    MODEL_SUFFIX_BYTES, NetCounters, Offsets, PATH_BYTES, PendingMap, QUIET_NS, ReadCounters,
+    ReadKey, ReclaimCounters, SyscallCounters, Verdict, WATCH_GPU_USERS, WATCH_PIDS, WatchedPid,
 };
 pub use kind::Kind;
+pub use net::{
+    NetCall, NetOffsets, SOCKET_ANSWERING, SOCKET_CLIENT, SOCKET_IDLE, SOCKET_RECEIVING, Socket,
+};
+pub use reads::{ReadFd, ReadFdKey, ReadOffsets};
 
 /// Version of this record layout. A policy states the version it was built for; the agent
 /// accepts every version up to its own.

@@ -83,10 +83,10 @@ struct Contention {
 const HOLD: Duration = Duration::from_millis(40);
 const ROUNDS: u32 = 10;
 /// Exit code of a holder that is not permitted userfaultfd.
-const NOT_PERMITTED: i32 = 77;
+pub const NOT_PERMITTED: i32 = 77;
 
 /// Calls into the driver that take, and hold it, so long each.
-fn hold_for(device: &OwnedFd, each: Duration, rounds: u32) -> i32 {
+pub fn hold_for(device: &OwnedFd, each: Duration, rounds: u32) -> i32 {
     let Some(page) = slow_page::new(each) else {
         return NOT_PERMITTED;
     };
@@ -213,7 +213,7 @@ fn a_holder_out_of_sight_is_not_charged_to_those_who_wait_for_it() {
         return;
     }
     let seen = watch.stop();
-    seen.assert_none_lost();
+    seen.assert_none_lost_but_skipped();
     let times = times(&seen);
     assert_eq!(times.len(), 5, "the holder is not watched");
     let sum = times
@@ -273,13 +273,15 @@ fn a_flood_of_refused_calls_does_not_hide_a_holder() {
         return;
     }
     let seen = watch.stop();
-    seen.assert_none_lost();
+    let skipped = seen.assert_none_lost_but_skipped();
     let calls: Vec<GpuCall> = seen.bodies(kind::GPU_EXIT);
     let held: Vec<&GpuCall> = calls
         .iter()
         .filter(|call| u64::from(call.command) == nix::libc::TIOCGWINSZ)
         .collect();
-    assert_eq!(held.len(), ROUNDS as usize);
+    assert!(!held.is_empty());
+    let rounds = u64::from(ROUNDS);
+    assert!((rounds.saturating_sub(skipped)..=rounds).contains(&(held.len() as u64)));
     for call in held {
         assert!(call.hold_ns >= call.latency_ns / 10 * 9, "{call:?}");
     }

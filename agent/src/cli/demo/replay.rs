@@ -13,14 +13,14 @@ use std::path::Path;
 use std::process::Command;
 
 /// A recording of the demo on a host that allows it, made with `palisade demo --record`.
-pub(super) const RECORDING: &[u8] = include_bytes!("recording.pal");
+pub(super) const RECORDING: &[u8] = include_bytes!("recording.arrows");
 
 /// Runs `palisade replay` with the demo's policies and settings.
 pub(super) fn replay_demo(recording: &[u8], policies: &Path, screen: Screen) -> Result<u8> {
     let folder = Folder::create()?;
     let (config, events) = (
         folder.path().join("palisade.toml"),
-        folder.path().join("demo.pal"),
+        folder.path().join("demo.arrows"),
     );
     // The scope and the device are those of the recording, whatever this host has.
     let text = configuration(

@@ -66,7 +66,15 @@ fn hooks(report: &AttachReport) -> Vec<Check> {
 fn hook(hook: &HookReport) -> Check {
     let name = format!("hook: {}", hook.name);
     if let Some(place) = &hook.attached {
-        return Check::ok(name, place.clone());
+        let above: Vec<&str> = hook.failed.iter().map(|(place, _)| place.as_str()).collect();
+        return Check::ok(
+            name,
+            if above.is_empty() {
+                place.clone()
+            } else {
+                format!("{place} ({} cannot be had)", above.join(", "))
+            },
+        );
     }
     if hook.optional {
         return Check::ok(name, "this kernel has none, and none is needed");
@@ -214,6 +222,7 @@ mod tests {
                         failed: vec![("tp:rare".into(), "ENOENT".into())],
                     },
                 ],
+                unavailable: 0,
             })),
             unprivileged_bpf_disabled: Some(2),
             lockdown: Some("none".into()),

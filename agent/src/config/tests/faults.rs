@@ -31,6 +31,13 @@ fn each_fault_is_told_with_its_line_and_what_would_be_right() {
             &[(2, "no key `zzz`", "keys are: cgroups, all, window")],
         ),
         (
+            "[sensors]\navoid = [\"kprobe\", \"kprobes\"]\ncuda-library = \"libcuda.so.1\"",
+            &[
+                (2, "called \"kprobes\"", "tp_btf, raw_tp, fentry"),
+                (3, "not an absolute path", "begin it with `/`"),
+            ],
+        ),
+        (
             "state_dir = \"var\"",
             &[(1, "not an absolute path", "begin it with `/`")],
         ),

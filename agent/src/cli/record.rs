@@ -1,0 +1,246 @@
+//! `palisade record`: what the sensors see, into a file.
+
+use super::style::{Style, escape};
+use super::{Paths, exit};
+use crate::config::{Config, DEFAULT_CONFIG_FILE, units};
+use crate::identity::ScopeRoots;
+use crate::replay::kind_name;
+use crate::runtime::record::{self, RecordOptions, Recorded};
+use anyhow::Result;
+use clap::Args;
+use palisade_abi::Kind;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const AFTER_HELP: &str = "\
+Examples:
+  palisade record --for 60s                                  everything rare and all samples, of the whole host
+  palisade record --cgroup /ml --output ml.arrows            one cgroup and what is below it, until Ctrl-C
+  palisade record --kinds exec,exit,sample-gpu --for 5m      only these kinds
+  palisade record --for 10s --json | jq .kinds               for scripts
+  palisade replay ml.arrows --summary                        what is in it
+
+It reads the configuration's [watch], [[devices]] and [limits], if there is a configuration. It may run beside
+the agent. The file opens in pyarrow and DuckDB: see docs/recordings.md.";
+
+/// Kinds with a record for every call: only on demand.
+const FREQUENT: &[Kind] = &[Kind::Mmap, Kind::Munmap, Kind::GpuEnter];
+
+/// Options of `record`.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct RecordArgs {
+    /// How long, like 60s or 5m [default: until Ctrl-C].
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    limit: Option<Duration>,
+    /// The file; an existing one is replaced.
+    #[arg(long, short, value_name = "FILE", default_value = "palisade.arrows")]
+    output: PathBuf,
+    /// Kinds of record, with commas between, or `all` [default: all but mmap, munmap and gpu-enter].
+    #[arg(long, value_name = "KINDS", value_parser = kinds)]
+    kinds: Option<u64>,
+    /// A cgroup to watch with all that is below it, like /ml; may be given again [default: the configuration's].
+    #[arg(long, value_name = "PATH", value_parser = cgroup)]
+    cgroup: Vec<String>,
+    /// Sampling window [default: the configuration's].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    window: Option<Duration>,
+    /// Only a JSON object at the end.
+    #[arg(long)]
+    json: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let time =
+        units::duration(text).map_err(|error| format!("{}: {}", error.message, error.help))?;
+    if time.is_zero() {
+        return Err("it must be longer than nothing".to_owned());
+    }
+    Ok(time)
+}
+
+/// Every kind that can be subscribed to: the rest comes by itself.
+fn choice() -> impl Iterator<Item = Kind> {
+    let own = [Kind::Lost, Kind::FileName, Kind::Absent];
+    Kind::ALL
+        .iter()
+        .copied()
+        .filter(move |kind| !own.contains(kind))
+}
+
+fn bits(kinds: impl Iterator<Item = Kind>) -> u64 {
+    kinds.fold(0, |bits, kind| bits | kind.bit())
+}
+
+fn kinds(text: &str) -> Result<u64, String> {
+    if text == "all" {
+        return Ok(bits(choice()));
+    }
+    text.split(',').try_fold(0, |bits, name| {
+        let kind = choice().find(|kind| kind.name() == name.trim());
+        let known = || choice().map(Kind::name).collect::<Vec<_>>().join(", ");
+        kind.map(|kind| bits | kind.bit())
+            .ok_or_else(|| format!("`{name}` is no kind of record; there are: {}", known()))
+    })
+}
+
+fn cgroup(text: &str) -> Result<String, String> {
+    let tidy = text.starts_with('/') && !text.split('/').any(|part| part == "." || part == "..");
+    if !tidy || text.starts_with("/sys/fs/cgroup") {
+        return Err(
+            "give the path below the mount point, as in /proc/PID/cgroup, like /ml".to_owned(),
+        );
+    }
+    let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty()).collect();
+    Ok(format!("/{}", parts.join("/")))
+}
+
+pub(super) fn run(args: &RecordArgs, paths: &Paths) -> Result<u8> {
+    super::run::start_logging();
+    // Without a configuration the whole host is recorded.
+    let mut config = if paths.config == Path::new(DEFAULT_CONFIG_FILE) && !paths.config.exists() {
+        Config::default_with(paths.resolve()?)
+    } else {
+        paths.load()?
+    };
+    if !args.cgroup.is_empty() {
+        config.watch.scope = ScopeRoots::Below(args.cgroup.clone());
+    }
+    if let Some(window) = args.window {
+        config.watch.window = window;
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(exit::coded(
+            exit::KERNEL,
+            "loading eBPF programs needs root; run: sudo palisade record",
+        ));
+    }
+    let default = || bits(choice().filter(|kind| !FREQUENT.contains(kind)));
+    let options = RecordOptions {
+        output: args.output.clone(),
+        kinds: args.kinds.unwrap_or_else(default),
+        limit: args.limit,
+    };
+    let mut screen = Screen::new(!args.json);
+    let recorded = record::record(&config, &options, &mut |state| screen.show(state))?;
+    screen.clear();
+    for missing in recorded.report.missing() {
+        tracing::warn!("a kind that was asked for is not to be had here: {missing:?}");
+    }
+    if args.json {
+        println!("{}", as_json(&args.output, &recorded));
+    } else {
+        print(&args.output, &recorded);
+    }
+    Ok(exit::OK)
+}
+
+/// Progress on one line of the terminal.
+struct Screen {
+    on: bool,
+}
+
+impl Screen {
+    fn new(wanted: bool) -> Self {
+        Self {
+            on: wanted && std::io::stderr().is_terminal(),
+        }
+    }
+
+    fn show(&mut self, state: &Recorded) {
+        if self.on {
+            // A terminal that is gone is no reason to stop.
+            let _ = write!(
+                std::io::stderr(),
+                "\r\x1b[K{:.1} s  {} records  {}  lost {}  (Ctrl-C ends it)",
+                state.elapsed.as_secs_f64(),
+                state.progress.records,
+                size(state.progress.bytes),
+                state.lost.saturating_add(state.progress.lost),
+            );
+        }
+    }
+
+    fn clear(&mut self) {
+        if self.on {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+fn size(bytes: u64) -> String {
+    if bytes < 1 << 20 {
+        format!("{:.1} KiB", bytes as f64 / 1024.0)
+    } else {
+        format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+    }
+}
+
+fn names(kinds: &BTreeMap<u16, u64>) -> BTreeMap<String, u64> {
+    kinds
+        .iter()
+        .map(|(kind, count)| (kind_name(*kind), *count))
+        .collect()
+}
+
+fn as_json(output: &Path, recorded: &Recorded) -> serde_json::Value {
+    json!({
+        "file": output.to_string_lossy(),
+        "seconds": recorded.elapsed.as_secs_f64(),
+        "batches": recorded.progress.batches,
+        "records": recorded.progress.records,
+        "bytes": recorded.progress.bytes,
+        "lost_in_kernel": recorded.lost,
+        "lost_to_recording": recorded.progress.lost,
+        "kinds": names(&recorded.kinds),
+    })
+}
+
+fn print(output: &Path, recorded: &Recorded) {
+    let mut table = super::style::Table::new(&["KIND", "RECORDS"]);
+    for (kind, count) in names(&recorded.kinds) {
+        table.row([(kind, None), (count.to_string(), None)]);
+    }
+    print!("{}", table.render(Style::of_stdout()));
+    println!(
+        "{} records in {:.1} s, {}, lost {} in the kernel and {} on the way to the disk",
+        recorded.progress.records,
+        recorded.elapsed.as_secs_f64(),
+        size(recorded.progress.bytes),
+        recorded.lost,
+        recorded.progress.lost,
+    );
+    let file = escape(&output.to_string_lossy());
+    println!("{file}: look at it with `palisade replay {file} --summary`, pyarrow or DuckDB");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_named_as_in_manifests() {
+        assert_eq!(kinds("exec"), Ok(Kind::Exec.bit()));
+        assert_eq!(kinds("exec, exit"), Ok(Kind::Exec.bit() | Kind::Exit.bit()));
+        let all = kinds("all").unwrap_or(0);
+        assert!(FREQUENT.iter().all(|kind| all & kind.bit() != 0));
+        assert_eq!(all & Kind::Lost.bit(), 0);
+        let error = kinds("exec,exe").unwrap_err();
+        assert!(
+            error.contains("`exe`") && error.contains("model-open"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn cgroups_are_paths_below_the_mount_point() {
+        assert_eq!(cgroup("/ml//a/"), Ok("/ml/a".to_owned()));
+        assert_eq!(cgroup("/"), Ok("/".to_owned()));
+        for wrong in ["ml", "/a/../b", "/sys/fs/cgroup/ml", ""] {
+            assert!(cgroup(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! A recording that is written beside the work: on a thread of its own, behind a bounded queue.
+//!
+//! Invariants: whoever hands something over never waits for the disk; what the queue has no room for
+//! is counted, and the recording says where it is missing; a file that cannot be written is given up, loudly.
+
+use super::entry::{Entry, Identity};
+use super::writer::{WriteError, Writer};
+use crate::batch::Batch;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Batches and notes that may wait for the disk: at most 16 MiB of records.
+const QUEUE: usize = 512;
+
+/// How far a recording is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Progress {
+    /// Batches written.
+    pub batches: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Records that it lacks, because the disk was too slow.
+    pub lost: u64,
+    /// Bytes in the file.
+    pub bytes: u64,
+    /// It was given up; the log says why.
+    pub failed: bool,
+}
+
+enum Message {
+    Batch {
+        identities: Vec<Identity>,
+        batch: Batch,
+        /// Records lost before it.
+        lost: u64,
+    },
+    Note(Entry),
+    End,
+}
+
+/// Hands entries to the thread that writes. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Recorder(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    queue: SyncSender<Message>,
+    counts: Arc<Counts>,
+    /// Records lost since the last batch that was taken in.
+    unsaid: AtomicU64,
+    thread: Mutex<Option<JoinHandle<Result<(), WriteError>>>>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    batches: AtomicU64,
+    records: AtomicU64,
+    lost: AtomicU64,
+    bytes: AtomicU64,
+    failed: AtomicBool,
+}
+
+impl Recorder {
+    /// Starts the thread `recorder`.
+    pub fn start(writer: Writer) -> io::Result<Self> {
+        let (queue, messages) = sync_channel(QUEUE);
+        let counts = Arc::new(Counts::default());
+        let shared = Arc::clone(&counts);
+        let thread = std::thread::Builder::new()
+            .name("recorder".to_owned())
+            .spawn(move || {
+                let result = write(writer, &messages, &shared);
+                if let Err(error) = &result {
+                    shared.failed.store(true, Relaxed);
+                    tracing::error!("the recording ends here: {error}");
+                }
+                result
+            })?;
+        Ok(Self(Arc::new(Inner {
+            queue,
+            counts,
+            unsaid: AtomicU64::new(0),
+            thread: Mutex::new(Some(thread)),
+        })))
+    }
+
+    /// Adds a batch and, before it, what is newly known about who is in it. `false`: there was no room,
+    /// or the recording was given up; nothing of it was taken.
+    pub fn batch(&self, identities: Vec<Identity>, batch: &Batch) -> bool {
+        let lost = self.0.unsaid.swap(0, Relaxed);
+        let message = Message::Batch {
+            identities,
+            batch: batch.clone(),
+            lost,
+        };
+        let taken = self.0.queue.try_send(message).is_ok();
+        if !taken {
+            let records = batch.records.len() as u64;
+            self.0.unsaid.fetch_add(lost + records, Relaxed);
+            self.0.counts.lost.fetch_add(records, Relaxed);
+        }
+        taken
+    }
+
+    /// Adds something that the core heard of.
+    pub fn note(&self, entry: Entry) {
+        // Without room it is missing, as the batches around it are, which are counted.
+        let _ = self.0.queue.try_send(Message::Note(entry));
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        let counts = &self.0.counts;
+        Progress {
+            batches: counts.batches.load(Relaxed),
+            records: counts.records.load(Relaxed),
+            lost: counts.lost.load(Relaxed),
+            bytes: counts.bytes.load(Relaxed),
+            failed: counts.failed.load(Relaxed),
+        }
+    }
+
+    /// Writes what is waiting and ends the recording in order. Later entries are ignored.
+    pub fn finish(&self) -> Result<Progress, WriteError> {
+        // It fails only if the thread gave up; its result says why.
+        let _ = self.0.queue.send(Message::End);
+        let thread = self.0.thread.lock();
+        if let Some(thread) = thread.unwrap_or_else(PoisonError::into_inner).take() {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("its thread panicked").into()))?;
+        }
+        Ok(self.progress())
+    }
+}
+
+/// The thread: writes until it is told to end, or all senders are gone.
+fn write(
+    mut writer: Writer,
+    messages: &Receiver<Message>,
+    counts: &Counts,
+) -> Result<(), WriteError> {
+    for message in messages {
+        match message {
+            Message::Batch {
+                identities,
+                batch,
+                lost,
+            } => {
+                if lost > 0 {
+                    writer.write(&Entry::Lost {
+                        time_ns: batch.now_ns,
+                        policy: None,
+                        seq: batch.seq,
+                        records: lost,
+                    })?;
+                }
+                for identity in identities {
+                    writer.write(&Entry::Identity(identity))?;
+                }
+                counts.batches.fetch_add(1, Relaxed);
+                let records = batch.records.len() as u64;
+                writer.write(&Entry::Batch(batch))?;
+                counts.records.fetch_add(records, Relaxed);
+            }
+            Message::Note(entry) => writer.write(&entry)?,
+            Message::End => break,
+        }
+        counts.bytes.store(writer.bytes(), Relaxed);
+    }
+    let bytes = writer.finish()?;
+    counts.bytes.store(bytes.metadata()?.len(), Relaxed);
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! `palisade record`: sensors and a recording, nothing else.
+//!
+//! Invariants: no policy is loaded, nothing is acted on, no lock is taken and no folder of the agent's is
+//! touched, so that it runs beside an agent; its eBPF programs and maps are its own. It ends in order at a
+//! signal, after the time, or when the file cannot be written.
+
+use super::tape::Tape;
+use super::{named, options};
+use crate::batch::Batch;
+use crate::config::Config;
+use crate::exit::{self, coded};
+use crate::identity::{self, ScopeRoots, Tables, layout::Layout};
+use crate::recording::Progress;
+use crate::sensors::{AttachReport, Scope, SensorHandle, Sensors, Sink};
+use anyhow::{Context, Result};
+use palisade_abi::{FileKey, Kind, Lost, kind};
+use palisade_core::WorkloadId;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How often progress is shown and roots are looked for.
+const TURN: Duration = Duration::from_millis(500);
+
+/// What to record.
+#[derive(Clone, Debug)]
+pub struct RecordOptions {
+    /// Into which file.
+    pub output: PathBuf,
+    /// Bits of [`Kind::bit`]; the life of processes comes with them.
+    pub kinds: u64,
+    /// For how long; `None`: until a signal.
+    pub limit: Option<Duration>,
+}
+
+/// How it stands, or stood in the end.
+#[derive(Clone, Debug, Default)]
+pub struct Recorded {
+    /// Time since the start.
+    pub elapsed: Duration,
+    /// What is in the file.
+    pub progress: Progress,
+    /// Records that the kernel could not deliver.
+    pub lost: u64,
+    /// Records by kind; only in the end.
+    pub kinds: BTreeMap<u16, u64>,
+    /// What was attached.
+    pub report: AttachReport,
+}
+
+/// Records until the end that the options name, or SIGINT, SIGTERM or SIGHUP. `show` is called twice a second.
+pub fn record(
+    config: &Config,
+    options: &RecordOptions,
+    show: &mut dyn FnMut(&Recorded),
+) -> Result<Recorded> {
+    let object = crate::ebpf_object::embedded().ok_or_else(|| {
+        coded(
+            exit::NO_OBJECT,
+            "this binary was built without its eBPF programs: build it with ./x build",
+        )
+    })?;
+    let layout = Layout::detect()
+        .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
+    let life = Kind::Exec.bit() | Kind::Exit.bit() | Kind::Fork.bit();
+    let sensor_options = options::sensor_options(config, &layout, options.kinds | life)
+        .map_err(|error| coded(exit::CONFIG, format!("a watched cgroup: {error}")))?;
+    let sensors = Sensors::load(object, sensor_options)
+        .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
+    let tables = Tables::new(layout.clone(), identity::Limits::default());
+    tables.seed_from_proc().context("cannot read /proc")?;
+    let tape = Tape::create(&options.output, config, Vec::new())?;
+    let recorder = tape.recorder();
+    let handle = sensors.handle();
+    let lost = Arc::new(AtomicU64::new(0));
+    let mut sink = RecordSink {
+        tape,
+        tables,
+        lost: Arc::clone(&lost),
+        kinds: BTreeMap::new(),
+    };
+    let began = Instant::now();
+    let thread = named("sensors", move || {
+        let result = sensors.run(&mut sink);
+        (result, sink.kinds)
+    })?;
+    let state = |kinds| Recorded {
+        elapsed: began.elapsed(),
+        progress: recorder.progress(),
+        lost: lost.load(Relaxed),
+        kinds,
+        report: handle.report(),
+    };
+    let mut roots = Roots::new(config, &layout);
+    let waited = wait(options.limit, || {
+        roots.follow(&handle);
+        let state = state(BTreeMap::new());
+        show(&state);
+        !state.progress.failed && !thread.is_finished()
+    });
+    handle.stop();
+    let (result, kinds) = thread
+        .join()
+        .map_err(|_| anyhow::anyhow!("the sensor thread panicked"))?;
+    recorder
+        .finish()
+        .with_context(|| format!("cannot record to {}", options.output.display()))?;
+    waited?;
+    result.map_err(|error| coded(exit::KERNEL, error))?;
+    Ok(state(kinds))
+}
+
+/// Returns at a signal, after the time, or when `turn` says that it is over.
+fn wait(limit: Option<Duration>, mut turn: impl FnMut() -> bool) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start tokio")?;
+    runtime.block_on(async {
+        let mut int = signal(SignalKind::interrupt())?;
+        let mut term = signal(SignalKind::terminate())?;
+        let mut hup = signal(SignalKind::hangup())?;
+        let mut turns = tokio::time::interval(TURN);
+        let end = async {
+            match limit {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                _ = int.recv() => return Ok(()),
+                _ = term.recv() => return Ok(()),
+                _ = hup.recv() => return Ok(()),
+                () = &mut end => return Ok(()),
+                _ = turns.tick() => if !turn() { return Ok(()); },
+            }
+        }
+    })
+}
+
+/// The watched cgroups, which come and go with their services, each time with another id.
+struct Roots<'a> {
+    layout: &'a Layout,
+    paths: &'a [String],
+    known: Vec<Option<WorkloadId>>,
+}
+
+impl<'a> Roots<'a> {
+    fn new(config: &'a Config, layout: &'a Layout) -> Self {
+        let paths: &[String] = match &config.watch.scope {
+            ScopeRoots::All => &[],
+            ScopeRoots::Below(paths) => paths,
+        };
+        Self {
+            layout,
+            paths,
+            known: Vec::new(),
+        }
+    }
+
+    fn follow(&mut self, sensors: &SensorHandle) {
+        let look = |path: &String| self.layout.workload_id(path).ok();
+        let now: Vec<Option<WorkloadId>> = self.paths.iter().map(look).collect();
+        if now != self.known {
+            sensors.set_scope(Scope::Cgroups(now.iter().flatten().copied().collect()));
+            self.known = now;
+        }
+    }
+}
+
+struct RecordSink {
+    tape: Tape,
+    tables: Tables,
+    lost: Arc<AtomicU64>,
+    kinds: BTreeMap<u16, u64>,
+}
+
+impl Sink for RecordSink {
+    fn batch(&mut self, batch: Batch) {
+        self.tables.observe(&batch.records);
+        self.tape.batch(&batch, &self.tables);
+        for record in batch.records.iter() {
+            *self.kinds.entry(record.header.kind).or_default() += 1;
+            if record.header.kind == kind::LOST
+                && let Some(lost) = record.get::<Lost>()
+            {
+                self.lost.fetch_add(lost.count, Relaxed);
+            }
+        }
+    }
+
+    fn file_name(&mut self, key: FileKey, name: &str, pid: u32, fd: u32, bytes: u64) {
+        self.tables.file_named(key, name, pid, fd, bytes);
+    }
+}

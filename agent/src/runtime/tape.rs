@@ -1,0 +1,153 @@
+//! What a recording is told: each batch, before it what could be looked up about it, and what the core hears.
+//!
+//! Invariant: nothing here waits for the disk, and nothing is looked up outside of the identity tables.
+
+use crate::batch::Batch;
+use crate::config::Config;
+use crate::identity::Tables;
+use crate::recording::{Entry, Identity, Origin, Recorder, Writer};
+use anyhow::{Context, Result};
+use palisade_abi::{ModelFile, kind};
+use palisade_core::{Input, ProcessId, WorkloadId};
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Identities remembered as written; beyond it they are written again.
+const REMEMBERED: usize = 65_536;
+
+/// Hands batches to a recorder, and before each what the policies could look up about it.
+#[derive(Debug)]
+pub(super) struct Tape {
+    recorder: Recorder,
+    written: HashSet<Key>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    /// With its workload: it is written again when it has moved.
+    Process(ProcessId, WorkloadId),
+    Workload(WorkloadId),
+    File(u32, u64),
+}
+
+impl Tape {
+    /// Begins a recording in that file. `policies`: whose requests it will note.
+    pub(super) fn create(path: &Path, config: &Config, policies: Vec<String>) -> Result<Self> {
+        let nanos =
+            |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let origin = Origin {
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            abi: palisade_abi::ABI_VERSION,
+            boot_id: boot_id.unwrap_or_default().trim().to_owned(),
+            kernel: super::kernel_release(),
+            config_sha256: config.digest.clone(),
+            window_ns: nanos(config.watch.window),
+            started_ns: crate::act::now_ns(),
+            started_unix_ns: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, nanos),
+            policies,
+        };
+        let recorder = Writer::create(path, &origin)
+            .map_err(anyhow::Error::from)
+            .and_then(|writer| Ok(Recorder::start(writer)?))
+            .with_context(|| format!("cannot record to {}", path.display()))?;
+        Ok(Self {
+            recorder,
+            written: HashSet::new(),
+        })
+    }
+
+    /// For those who note what the core hears, and for the end.
+    pub(super) fn recorder(&self) -> Recorder {
+        self.recorder.clone()
+    }
+
+    /// Records a batch.
+    pub(super) fn batch(&mut self, batch: &Batch, tables: &Tables) {
+        if self.written.len() > REMEMBERED {
+            self.written.clear();
+        }
+        let mut news = Vec::new();
+        for record in batch.records.iter() {
+            let header = &record.header;
+            let workload = WorkloadId(header.workload);
+            let process = ProcessId {
+                pid: header.pid,
+                start_ns: header.start_ns,
+            };
+            let key = Key::Process(process, workload);
+            if header.kind == kind::EXEC {
+                // It has another name now.
+                self.written.remove(&key);
+            }
+            self.learn(&mut news, key, tables);
+            self.learn(&mut news, Key::Workload(workload), tables);
+            if let Some(file) = record.get::<ModelFile>() {
+                self.learn(&mut news, Key::File(file.device, file.inode), tables);
+            }
+        }
+        let (keys, identities): (Vec<Key>, Vec<Identity>) = news.into_iter().unzip();
+        if !self.recorder.batch(identities, batch) {
+            // It was not taken: what is news comes with a later batch.
+            for key in keys {
+                self.written.remove(&key);
+            }
+        }
+    }
+
+    /// Adds what is known under a key that was not written yet.
+    fn learn(&mut self, news: &mut Vec<(Key, Identity)>, key: Key, tables: &Tables) {
+        if self.written.contains(&key) {
+            return;
+        }
+        if let Some(identity) = identity(key, tables) {
+            self.written.insert(key);
+            news.push((key, identity));
+        }
+    }
+}
+
+fn identity(key: Key, tables: &Tables) -> Option<Identity> {
+    Some(match key {
+        Key::Process(process, _) => {
+            let info = tables.process(process)?;
+            Identity::Process {
+                process,
+                parent: info.parent.map_or(0, |parent| parent.pid),
+                comm: info.comm,
+                exe: info.exe.unwrap_or_default(),
+                workload: info.workload,
+            }
+        }
+        Key::Workload(workload) => {
+            let info = tables.workload(workload)?;
+            Identity::Workload {
+                workload,
+                cgroup: info.cgroup,
+                container: info.container,
+            }
+        }
+        Key::File(device, inode) => Identity::File {
+            device,
+            inode,
+            path: tables.file_path(device, inode)?,
+        },
+    })
+}
+
+/// What a recording keeps of an input of the core, beside the batches.
+pub(super) fn entry_of(time_ns: u64, input: &Input) -> Option<Entry> {
+    match input {
+        Input::Requests(output) => Some(Entry::Order {
+            time_ns,
+            policy: output.policy.name.clone(),
+            seq: output.batch,
+            requests: output.requests.len() as u64,
+        }),
+        Input::Tick => Some(Entry::Tick { time_ns }),
+        _ => None,
+    }
+}

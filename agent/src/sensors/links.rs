@@ -1,0 +1,179 @@
+//! One rung of a hook: loading its programs and attaching them, and the reverse.
+//!
+//! Invariants:
+//! - A rung is attached as a whole or not at all.
+//! - The program at a call's return is attached before the one at its entry, and detached after
+//!   it: whoever is seen to enter is also seen to return.
+
+use super::{SensorError, attach::explain, cuda, hooks::Rung, tracefs};
+use aya::{
+    Btf, Ebpf,
+    programs::{
+        BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
+        UProbe,
+        fentry::FEntryLinkId,
+        fexit::FExitLinkId,
+        kprobe::KProbeLinkId,
+        raw_trace_point::RawTracePointLinkId,
+        tp_btf::BtfTracePointLinkId,
+        trace_point::TracePointLinkId,
+        uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope},
+    },
+};
+use std::path::Path;
+
+enum Link {
+    Btf(BtfTracePointLinkId),
+    Raw(RawTracePointLinkId),
+    Fentry(FEntryLinkId),
+    Fexit(FExitLinkId),
+    Kprobe(KProbeLinkId),
+    Point(TracePointLinkId),
+    Uprobe(UProbeLinkId),
+}
+
+/// A rung that is attached. Dropping it does not detach it.
+pub(super) struct Attached {
+    /// For people.
+    pub place: String,
+    /// By program, in the order of attaching.
+    links: Vec<(&'static str, Link)>,
+}
+
+/// What attaching needs.
+pub(super) struct Attacher<'a> {
+    pub ebpf: &'a mut Ebpf,
+    pub btf: &'a Btf,
+    /// See [`super::SensorOptions::cuda_library`].
+    pub cuda_library: Option<&'a Path>,
+    /// The hook's programs that are loaded already.
+    pub loaded: &'a mut Vec<&'static str>,
+}
+
+/// A program of type `$kind`, loaded (`$load` does it if need be).
+macro_rules! program {
+    ($self:ident, $name:ident, $kind:ty, |$program:ident| $load:expr) => {{
+        let is_loaded = $self.loaded.contains(&$name);
+        let program = $self.ebpf.program_mut($name);
+        let $program: &mut $kind = program
+            .ok_or_else(|| not_there($name))?
+            .try_into()
+            .map_err(|error| explain($name, error))?;
+        if !is_loaded {
+            $load.map_err(|error| explain($name, error))?;
+            $self.loaded.push($name);
+        }
+        $program
+    }};
+}
+
+impl Attacher<'_> {
+    /// Attaches all programs of a rung.
+    pub(super) fn attach(&mut self, rung: Rung) -> Result<Attached, SensorError> {
+        let mut attached = Attached {
+            place: rung.place(),
+            links: Vec::new(),
+        };
+        match self.attach_each(rung, &mut attached) {
+            Ok(()) => Ok(attached),
+            Err(error) => {
+                attached.detach(self.ebpf);
+                Err(error)
+            }
+        }
+    }
+
+    fn attach_each(&mut self, rung: Rung, to: &mut Attached) -> Result<(), SensorError> {
+        let btf = self.btf;
+        let mut add = |name, link: Result<Link, ProgramError>| {
+            to.links
+                .push((name, link.map_err(|error| explain(name, error))?));
+            Ok(())
+        };
+        match rung {
+            Rung::Btf { program, point } => {
+                let loaded = program!(self, program, BtfTracePoint, |it| it.load(point, btf));
+                add(program, loaded.attach().map(Link::Btf))
+            }
+            Rung::Raw { program, point } => {
+                let loaded = program!(self, program, RawTracePoint, |it| it.load());
+                add(program, loaded.attach(point).map(Link::Raw))
+            }
+            Rung::Fentry { program, function } => {
+                let loaded = program!(self, program, FEntry, |it| it.load(function, btf));
+                add(program, loaded.attach().map(Link::Fentry))
+            }
+            Rung::Fexit { program, function } => {
+                let loaded = program!(self, program, FExit, |it| it.load(function, btf));
+                add(program, loaded.attach().map(Link::Fexit))
+            }
+            Rung::Kprobe { program, function } => {
+                let loaded = program!(self, program, KProbe, |it| it.load());
+                add(program, loaded.attach(function, 0).map(Link::Kprobe))
+            }
+            Rung::Kretprobe {
+                entry,
+                program,
+                function,
+            } => [program, entry].into_iter().try_for_each(|name| {
+                let loaded = program!(self, name, KProbe, |it| it.load());
+                add(name, loaded.attach(function, 0).map(Link::Kprobe))
+            }),
+            Rung::Syscall {
+                program,
+                point,
+                words,
+            } => {
+                tracefs::check(&tracefs::ensure()?, "syscalls", point, words)?;
+                let loaded = program!(self, program, TracePoint, |it| it.load());
+                add(program, loaded.attach("syscalls", point).map(Link::Point))
+            }
+            Rung::Uprobe { programs, symbols } => {
+                let library = cuda::Library::find(self.cuda_library, symbols)?;
+                to.place = library.place();
+                for name in programs.iter().copied() {
+                    let loaded = program!(self, name, UProbe, |it| it.load());
+                    for offset in library.offsets() {
+                        let at = UProbeAttachLocation::AbsoluteOffset(offset);
+                        let link = loaded.attach(at, library.path(), UProbeScope::AllProcesses);
+                        to.links
+                            .push((name, link.map(Link::Uprobe).map_err(|e| explain(name, e))?));
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Attached {
+    /// Detaches everything, the last first.
+    pub(super) fn detach(self, ebpf: &mut Ebpf) {
+        for (name, link) in self.links.into_iter().rev() {
+            let result = ebpf
+                .program_mut(name)
+                .map_or(Ok(()), |program| detach(program, link));
+            if let Err(error) = result {
+                tracing::warn!(place = self.place, program = name, %error, "detaching failed");
+            }
+        }
+    }
+}
+
+fn detach(program: &mut Program, link: Link) -> Result<(), ProgramError> {
+    match link {
+        Link::Btf(link) => <&mut BtfTracePoint>::try_from(program)?.detach(link),
+        Link::Raw(link) => <&mut RawTracePoint>::try_from(program)?.detach(link),
+        Link::Fentry(link) => <&mut FEntry>::try_from(program)?.detach(link),
+        Link::Fexit(link) => <&mut FExit>::try_from(program)?.detach(link),
+        Link::Kprobe(link) => <&mut KProbe>::try_from(program)?.detach(link),
+        Link::Point(link) => <&mut TracePoint>::try_from(program)?.detach(link),
+        Link::Uprobe(link) => <&mut UProbe>::try_from(program)?.detach(link),
+    }
+}
+
+fn not_there(program: &str) -> SensorError {
+    SensorError::Object {
+        detail: format!("program {program} is not in it"),
+    }
+}

@@ -1,0 +1,100 @@
+//! Driver calls by command: what names a command, and the latency histogram from which the agent
+//! takes the baseline of each.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Stands for every command with which no call has succeeded yet: whoever tries out command words
+/// must not fill the tables with them.
+pub const UNKNOWN_COMMAND: u16 = u16::MAX;
+/// Buckets of a [`LatencyHistogram`]: one below 256 ns, then four an octave; the last one holds
+/// everything from 3.2 s on.
+pub const LATENCY_BUCKETS: usize = 96;
+/// Binary logarithm of the first octave's lower end, nanoseconds.
+const FIRST_OCTAVE: u32 = 8;
+
+/// The command of an ioctl's command word: the number alone (8 bits) of a word that also encodes
+/// a direction or a size (`_IOWR` and the like), else the low 16 bits.
+pub const fn command_of(word: u32) -> u16 {
+    if word >> 16 == 0 {
+        word as u16
+    } else {
+        word as u16 & 0xff
+    }
+}
+
+/// A (device class, command) as one key. Classes are fewer than 64.
+pub const fn command_key(class: u32, command: u16) -> u32 {
+    class << 16 | command as u32
+}
+
+/// The bucket of a latency.
+#[inline(always)]
+pub const fn latency_bucket(latency_ns: u64) -> usize {
+    if latency_ns >> FIRST_OCTAVE == 0 {
+        return 0;
+    }
+    let octave = 63 - latency_ns.leading_zeros();
+    let quarter = (latency_ns >> (octave - 2)) as usize & 3;
+    let bucket = 1 + 4 * (octave - FIRST_OCTAVE) as usize + quarter;
+    if bucket < LATENCY_BUCKETS {
+        bucket
+    } else {
+        LATENCY_BUCKETS - 1
+    }
+}
+
+/// Where a bucket begins, nanoseconds; it ends where the next one begins.
+pub const fn latency_bucket_start(bucket: usize) -> u64 {
+    if bucket == 0 {
+        return 0;
+    }
+    let octave = (bucket - 1) / 4 + FIRST_OCTAVE as usize;
+    (4 + (bucket as u64 - 1) % 4) << (octave - 2)
+}
+
+/// Free-running counters of the latencies of one (device class, command), over all processes of
+/// the host and shared between CPUs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct LatencyHistogram {
+    /// One counter a bucket.
+    pub counts: [u64; LATENCY_BUCKETS],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_told_apart_by_what_their_words_encode() {
+        for (word, command) in [
+            (0xc020_462a, 0x2a), // NVIDIA's RM_CONTROL, _IOWR
+            (0x5413, 0x5413),    // TIOCGWINSZ, not encoded
+            (25, 25),            // UVM
+            (0x3000_0001, 1),    // UVM_INITIALIZE
+        ] {
+            assert_eq!(command_of(word), command, "{word:#x}");
+        }
+        assert_eq!(command_key(2, 0x2a), 0x2_002a);
+    }
+
+    #[test]
+    fn every_latency_lies_in_its_bucket_and_buckets_are_a_quarter_octave() {
+        for shift in 0..64 {
+            for offset in [0, 1, 2, 3] {
+                let latency = (1_u64 << shift).saturating_add(offset << shift >> 2);
+                let bucket = latency_bucket(latency);
+                assert!(latency_bucket_start(bucket) <= latency);
+                if bucket + 1 < LATENCY_BUCKETS {
+                    assert!(latency < latency_bucket_start(bucket + 1), "{latency}");
+                }
+            }
+        }
+        for bucket in 1..LATENCY_BUCKETS {
+            let start = latency_bucket_start(bucket);
+            assert_eq!(latency_bucket(start), bucket);
+            assert_eq!(latency_bucket(start - 1), bucket - 1);
+        }
+        assert_eq!(latency_bucket(u64::MAX), LATENCY_BUCKETS - 1);
+    }
+}

@@ -1,0 +1,154 @@
+//! Bytes of model files that come in by `read`, `pread64`, `readv`, `preadv` and `preadv2`.
+//!
+//! These calls are frequent and few of them are of interest. Only their return is watched, where
+//! the kernel still has the descriptor among the caller's registers; nothing is kept from entry to
+//! return. What a descriptor is gets remembered by its number: an open forgets it, a number that
+//! is a model file's is compared with the file each time, and one that is none is looked at again
+//! after [`LOOK_AGAIN`] reads, for a number that changed hands without an open (`dup2`).
+
+use crate::{
+    emit::slot,
+    files::{model_file, name_once},
+    filter::{config, watched},
+    kernel::{Address, File, Task, syscall_word},
+    tables::READS,
+};
+use aya_ebpf::{
+    Global,
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    },
+    macros::{map, tracepoint},
+    maps::LruHashMap,
+    programs::TracePointContext,
+};
+use palisade_abi::{Config, ReadCounters, ReadFd, ReadFdKey, ReadKey, ReadOffsets};
+
+/// Reads from a descriptor that was no model file until it is looked at again.
+const LOOK_AGAIN: u32 = 64;
+
+/// What descriptors are, of all processes. One pushed out is looked at again.
+#[map]
+static READ_FDS: LruHashMap<ReadFdKey, ReadFd> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Offsets for this family.
+#[unsafe(no_mangle)]
+static OFFSETS_READS: Global<ReadOffsets> = Global::new(ReadOffsets {
+    file_flags: 0,
+    direct: 0,
+    first_argument: 0,
+});
+
+#[inline(always)]
+fn offsets() -> ReadOffsets {
+    // SAFETY: `Global` is transparent over an initialised value; the volatile read keeps the
+    // compiler from using the zeros above instead of what the agent put there.
+    unsafe { core::ptr::read_volatile((&raw const OFFSETS_READS).cast()) }
+}
+
+macro_rules! at_return_of {
+    ($($program:ident: $call:literal),*) => {$(
+        #[doc = $call]
+        #[tracepoint]
+        pub fn $program(ctx: TracePointContext) -> u32 {
+            let _ = read(&ctx);
+            0
+        }
+    )*};
+}
+at_return_of!(
+    model_read: "`sys_exit_read`",
+    model_pread: "`sys_exit_pread64`",
+    model_readv: "`sys_exit_readv`",
+    model_preadv: "`sys_exit_preadv`",
+    model_preadv2: "`sys_exit_preadv2`"
+);
+
+/// The process may have another file behind this number now.
+#[inline(always)]
+pub fn forget(fd: u32) {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let _ = READ_FDS.remove(ReadFdKey { pid, fd });
+}
+
+/// Whether a file bypasses the page cache.
+#[inline(always)]
+pub fn is_direct(file: File) -> bool {
+    let offsets = offsets();
+    file.read::<u32>(offsets.file_flags as usize)
+        .is_some_and(|flags| flags & offsets.direct != 0)
+}
+
+#[inline(always)]
+fn read(ctx: &TracePointContext) -> Option<()> {
+    let bytes = syscall_word(ctx, 0) as i64;
+    if bytes <= 0 {
+        return None;
+    }
+    // SAFETY: the helpers have no preconditions.
+    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
+    let fd: u32 = Address(registers).read(offsets().first_argument as usize)?;
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let key = ReadFdKey { pid, fd };
+    let known = READ_FDS.get_ptr_mut(key);
+    if let Some(known) = known {
+        // SAFETY (both): an aligned word of a map value; a count lost to another thread's is made
+        // up for by the next.
+        let left = unsafe { (*known).left };
+        if left > 0 {
+            unsafe { (*known).left = left - 1 };
+            return None;
+        }
+    }
+    let config = config()?;
+    let task = Task::current();
+    let file = File::of(task, fd)?;
+    let now = file.inode()?.key()?;
+    let is_the_same = known.is_some_and(|known| {
+        // SAFETY: a map value; an entry that another thread replaces meanwhile is of the same
+        // number, and is compared with the file like this one.
+        let known = unsafe { *known };
+        known.inode == now.inode && known.device == now.device
+    });
+    if !is_the_same {
+        look(config, key, file)?;
+    }
+    let who = watched(config, task)?;
+    let counters: &mut ReadCounters = slot(
+        &READS,
+        &ReadKey {
+            start_ns: who.start_ns,
+            workload: who.workload,
+            inode: now.inode,
+            pid: who.pid,
+            device: now.device,
+        },
+        who.workload,
+    )?;
+    counters.bytes += bytes as u64;
+    counters.reads += 1;
+    name_once(config, &who, now, file, fd);
+    Some(())
+}
+
+/// Finds out whether a descriptor is a model file's, and remembers it; `None` if it is not.
+#[inline(always)]
+fn look(config: &Config, key: ReadFdKey, file: File) -> Option<()> {
+    let found = model_file(config, file, key.fd);
+    let entry = match &found {
+        Some((file, _)) => ReadFd {
+            inode: file.inode,
+            device: file.device,
+            left: 0,
+        },
+        None => ReadFd {
+            inode: 0,
+            device: 0,
+            left: LOOK_AGAIN,
+        },
+    };
+    // Without room it is looked at again.
+    let _ = READ_FDS.insert(key, entry, 0);
+    found.map(|_| ())
+}

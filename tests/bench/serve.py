@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""A small image classifier, served over HTTP on loopback by ONNX Runtime on one CPU.
+
+serve.py make FILE       writes the model: two convolutions and a dense layer, seeded random weights
+serve.py serve FILE CPU  loads it from the file, says `ready PORT`, serves until standard input ends
+
+A request's body is an image of 3 x 32 x 32 bytes; the answer is ten numbers.
+"""
+
+import os
+import selectors
+import socket
+import sys
+
+SEED = 7
+CHANNELS, SIDE, FEATURES, CLASSES = 3, 32, 32, 10
+BODY = CHANNELS * SIDE * SIDE
+
+
+def make(path):
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(SEED)
+
+    def weights(name, *shape):
+        fan_in = int(np.prod(shape[1:])) or 1
+        values = random.standard_normal(shape) / np.sqrt(fan_in)
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    tensors = [
+        weights("w1", FEATURES, CHANNELS, 3, 3),
+        weights("w2", FEATURES, FEATURES, 3, 3),
+        weights("w3", CLASSES, FEATURES),
+    ]
+    same = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["image", "w1"], ["a1"], **same),
+        helper.make_node("Relu", ["a1"], ["a2"]),
+        helper.make_node("Conv", ["a2", "w2"], ["a3"], **same),
+        helper.make_node("Relu", ["a3"], ["a4"]),
+        helper.make_node("GlobalAveragePool", ["a4"], ["a5"]),
+        helper.make_node("Flatten", ["a5"], ["a6"]),
+        helper.make_node("Gemm", ["a6", "w3"], ["scores"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, CHANNELS, SIDE, SIDE])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, CLASSES])],
+        tensors,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def serve(path, cpu):
+    os.sched_setaffinity(0, {cpu})
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def answer(body):
+        image = np.frombuffer(body, dtype=np.uint8).astype(np.float32) / 255.0
+        scores = session.run(None, {"image": image.reshape(1, CHANNELS, SIDE, SIDE)})[0]
+        return ",".join(f"{score:.6f}" for score in scores[0]).encode()
+
+    answer(bytes(BODY))
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    ready = selectors.DefaultSelector()
+    ready.register(listener, selectors.EVENT_READ, "listener")
+    ready.register(sys.stdin, selectors.EVENT_READ, "end")
+    print("ready", listener.getsockname()[1], flush=True)
+    while True:
+        for key, _ in ready.select():
+            if key.data == "end":
+                return
+            if key.data == "listener":
+                connection, _ = listener.accept()
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                ready.register(connection, selectors.EVENT_READ, bytearray())
+                continue
+            connection, read = key.fileobj, key.data
+            try:
+                part = connection.recv(65536)
+            except ConnectionError:
+                part = b""
+            if not part:
+                ready.unregister(connection)
+                connection.close()
+                continue
+            read += part
+            head = read.find(b"\r\n\r\n")
+            if head < 0 or len(read) < head + 4 + BODY:
+                continue
+            body = answer(bytes(read[head + 4 : head + 4 + BODY]))
+            del read[: head + 4 + BODY]
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3 and sys.argv[1] == "make":
+        make(sys.argv[2])
+    elif len(sys.argv) == 4 and sys.argv[1] == "serve":
+        serve(sys.argv[2], int(sys.argv[3]))
+    else:
+        sys.exit(__doc__)

@@ -1,0 +1,43 @@
+//! What every benchmark says of the machine.
+
+use std::fs;
+
+/// One line: CPUs, model, kernel, and whether program statistics are off.
+pub fn machine() -> String {
+    let model = fs::read_to_string("/proc/cpuinfo")
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_owned()))
+        .unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    format!(
+        "machine: {} CPUs ({model}), kernel {}, bpf_stats {}",
+        std::thread::available_parallelism().map_or(0, usize::from),
+        palisade::runtime::kernel_release(),
+        match bpf_stats() {
+            Some(false) => "off",
+            Some(true) => "ON: every program run costs more",
+            None => "unknown",
+        }
+    )
+}
+
+/// Whether the kernel measures program runs, which costs time itself.
+pub fn bpf_stats() -> Option<bool> {
+    let text = fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").ok()?;
+    Some(text.trim() != "0")
+}
+
+/// CPU time of all CPUs since the boot in clock ticks: all of it, and what a hypervisor took away.
+pub fn cpu_ticks() -> (u64, u64) {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let numbers: Vec<u64> = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user.
+    (numbers.iter().take(8).sum(), numbers.get(7).copied().unwrap_or(0))
+}

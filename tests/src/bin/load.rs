@@ -1,0 +1,252 @@
+//! The loads of the benchmarks. Each says `ready`, waits for a line, works, says what it made as JSON, and ends
+//! when standard input ends, or with its parent.
+//!
+//! - `load calls PER_SECOND SECONDS [CPU]`: driver calls on /dev/ptmx; 0 a second: as many as possible, timed.
+//! - `load switches PAIRS SECONDS [CPU]`: pairs of threads that hand a byte to and fro over pipes, timed.
+//! - `load requests BYTES SECONDS PORT…`: HTTP requests on loopback, two connections a port, timed.
+//! - `load churn PER_SECOND SECONDS`: processes that execute /bin/true.
+
+use anyhow::{Context, Result, bail};
+use palisade_tests::bench::histogram::Histogram;
+use rustix::fs::{Mode, OFlags};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Connections to each server: one request is served while the next one waits.
+const CONNECTIONS: usize = 2;
+/// Threads that start processes: one start waits for the kernel most of its time.
+const STARTERS: u64 = 4;
+/// Work that is due is done in portions of this length.
+const PORTION: Duration = Duration::from_millis(1);
+
+fn main() -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["calls", rate, seconds] => calls(rate.parse()?, length(seconds)?),
+        ["calls", rate, seconds, cpu] => {
+            pin(cpu.parse()?)?;
+            calls(rate.parse()?, length(seconds)?)
+        }
+        ["switches", pairs, seconds] => switches(pairs.parse()?, length(seconds)?),
+        ["switches", pairs, seconds, cpu] => {
+            pin(cpu.parse()?)?;
+            switches(pairs.parse()?, length(seconds)?)
+        }
+        ["requests", bytes, seconds, ref ports @ ..] if !ports.is_empty() => {
+            requests(bytes.parse()?, length(seconds)?, ports)
+        }
+        ["churn", rate, seconds] => churn(rate.parse()?, length(seconds)?),
+        _ => bail!("usage: load calls|switches|requests|churn NUMBER SECONDS [CPU | PORT…]"),
+    }
+}
+
+fn length(seconds: &str) -> Result<Duration> {
+    Ok(Duration::try_from_secs_f64(seconds.parse()?)?)
+}
+
+fn pin(cpu: usize) -> Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// Between `ready` and the end: runs `work` when told, and says what it made.
+fn serve(work: impl FnOnce() -> Result<(u64, Option<Histogram>)>) -> Result<()> {
+    println!("ready");
+    let mut line = String::new();
+    if std::io::stdin().read_line(&mut line)? == 0 {
+        return Ok(());
+    }
+    let start = Instant::now();
+    let (made, times) = work()?;
+    let seconds = start.elapsed().as_secs_f64();
+    let times = times.unwrap_or_default();
+    println!(
+        "{{\"made\":{made},\"seconds\":{seconds},\"p50_ns\":{},\"p99_ns\":{}}}",
+        times.quantile(0.5),
+        times.quantile(0.99)
+    );
+    std::io::stdin().read_line(&mut line)?;
+    Ok(())
+}
+
+/// Calls `one` so often that `per_second` is kept for that long; what was late is made up for.
+fn paced(per_second: u64, length: Duration, mut one: impl FnMut() -> Result<()>) -> Result<u64> {
+    let (start, mut made) = (Instant::now(), 0);
+    loop {
+        let now = start.elapsed();
+        let due = (per_second as f64 * now.min(length).as_secs_f64()) as u64;
+        while made < due {
+            one()?;
+            made += 1;
+        }
+        if now >= length {
+            return Ok(made);
+        }
+        thread::sleep(PORTION);
+    }
+}
+
+fn calls(per_second: u64, length: Duration) -> Result<()> {
+    let device: OwnedFd = rustix::fs::open(
+        "/dev/ptmx",
+        OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context("/dev/ptmx")?;
+    let call = || -> Result<()> { Ok(rustix::termios::tcgetwinsize(&device).map(drop)?) };
+    serve(|| {
+        if per_second > 0 {
+            return Ok((paced(per_second, length, call)?, None));
+        }
+        let mut times = Histogram::default();
+        let start = Instant::now();
+        let mut before = start;
+        while before - start < length {
+            call()?;
+            let now = Instant::now();
+            times.add((now - before).as_nanos() as u64);
+            before = now;
+        }
+        Ok((times.total(), Some(times)))
+    })
+}
+
+fn switches(pairs: usize, length: Duration) -> Result<()> {
+    let end = AtomicBool::new(false);
+    let pipes: Vec<_> = (0..pairs)
+        .map(|_| Ok((std::io::pipe()?, std::io::pipe()?)))
+        .collect::<std::io::Result<_>>()?;
+    serve(|| {
+        thread::scope(|scope| {
+            let mut askers = Vec::new();
+            for ((there_read, there), (back_read, back)) in pipes {
+                // Ends when the asker drops its pipe.
+                scope.spawn(move || echo(there_read, back));
+                let end = &end;
+                askers.push(scope.spawn(move || ask(there, back_read, end)));
+            }
+            thread::sleep(length);
+            end.store(true, Ordering::Relaxed);
+            let mut times = Histogram::default();
+            for asker in askers {
+                match asker.join() {
+                    Ok(found) => times.merge(&found?),
+                    Err(_) => bail!("a thread failed"),
+                }
+            }
+            Ok((times.total(), Some(times)))
+        })
+    })
+}
+
+fn echo(mut from: PipeReader, mut to: PipeWriter) {
+    let mut byte = [0];
+    while from.read_exact(&mut byte).is_ok() && to.write_all(&byte).is_ok() {}
+}
+
+fn ask(mut to: PipeWriter, mut from: PipeReader, end: &AtomicBool) -> Result<Histogram> {
+    let (mut times, mut byte) = (Histogram::default(), [0]);
+    while !end.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        to.write_all(&byte)?;
+        from.read_exact(&mut byte)?;
+        times.add(start.elapsed().as_nanos() as u64);
+    }
+    Ok(times)
+}
+
+fn requests(bytes: usize, length: Duration, ports: &[&str]) -> Result<()> {
+    let mut connections = Vec::new();
+    for port in ports {
+        for _ in 0..CONNECTIONS {
+            let stream = TcpStream::connect(("127.0.0.1", port.parse()?))?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            connections.push(stream);
+        }
+    }
+    serve(|| {
+        let until = Instant::now() + length;
+        let mut times = Histogram::default();
+        thread::scope(|scope| {
+            let askers: Vec<_> = connections
+                .into_iter()
+                .map(|stream| scope.spawn(move || client(stream, bytes, until)))
+                .collect();
+            for asker in askers {
+                match asker.join() {
+                    Ok(found) => times.merge(&found?),
+                    Err(_) => bail!("a thread failed"),
+                }
+            }
+            Ok(())
+        })?;
+        Ok((times.total(), Some(times)))
+    })
+}
+
+/// One connection that always has one request under way.
+fn client(mut stream: TcpStream, bytes: usize, until: Instant) -> Result<Histogram> {
+    let mut request =
+        format!("POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {bytes}\r\n\r\n")
+            .into_bytes();
+    request.extend((0..bytes).map(|at| at as u8));
+    let mut answers = BufReader::new(stream.try_clone()?);
+    let (mut times, mut line, mut body) = (Histogram::default(), String::new(), Vec::new());
+    while Instant::now() < until {
+        let start = Instant::now();
+        stream.write_all(&request)?;
+        let mut length = 0;
+        loop {
+            line.clear();
+            if answers.read_line(&mut line)? == 0 {
+                bail!("the server closed the connection");
+            }
+            if let Some(value) = line.strip_prefix("Content-Length: ") {
+                length = value.trim().parse()?;
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        body.resize(length, 0);
+        answers.read_exact(&mut body)?;
+        times.add(start.elapsed().as_nanos() as u64);
+    }
+    Ok(times)
+}
+
+fn churn(per_second: u64, length: Duration) -> Result<()> {
+    serve(|| {
+        let starters: Vec<_> = (0..STARTERS)
+            .map(|_| {
+                thread::spawn(move || {
+                    paced(per_second / STARTERS, length, || {
+                        let status = Command::new("/bin/true").status()?;
+                        if status.success() {
+                            Ok(())
+                        } else {
+                            bail!("/bin/true: {status}")
+                        }
+                    })
+                })
+            })
+            .collect();
+        let mut made = 0;
+        for starter in starters {
+            match starter.join() {
+                Ok(count) => made += count?,
+                Err(_) => bail!("a thread failed"),
+            }
+        }
+        Ok((made, None))
+    })
+}
