@@ -6,9 +6,9 @@
 
 use crate::{
     emit::{lost, now, slot},
-    filter::{config, watched, watched_workload},
-    kernel::Task,
+    filter::config,
     tables::CUDA,
+    typed::{Typed, watched, watched_workload},
 };
 use aya_ebpf::{
     bindings::pt_regs,
@@ -80,14 +80,14 @@ pub fn cuda_copy_exit(ctx: RetProbeContext) -> u32 {
 
 #[inline(always)]
 fn counted(count: impl FnOnce(&mut CudaCounters)) -> Option<()> {
-    let who = watched(config()?, Task::current())?;
+    let who = watched(config()?, Typed::current())?;
     count(slot(&CUDA, &who.key(), who.workload)?);
     Some(())
 }
 
 #[inline(always)]
 fn enter(regs: *const pt_regs) -> Option<()> {
-    let workload = watched_workload(config()?, Task::current())?;
+    let workload = watched_workload(config()?, Typed::current())?;
     let thread = bpf_get_current_pid_tgid();
     let stack = stack_pointer(regs);
     // SAFETY: only this thread writes and removes its entry, and it is here.

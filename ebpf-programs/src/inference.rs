@@ -11,10 +11,11 @@
 
 use crate::{
     emit::{now, slot},
-    filter::{Who, config, wanted, watched},
-    kernel::{Address, Task},
+    filter::{Who, config, wanted},
+    kernel::Address,
     net::{is_tcp, net_offset},
     tables::{ENDED, HISTOGRAMS, NET},
+    typed::{Typed, watched},
 };
 use aya_ebpf::{
     macros::{btf_tracepoint, map, raw_tracepoint},
@@ -193,7 +194,7 @@ fn state_changed(address: Address, state: u32) -> Option<()> {
         let _ = SOCKETS.remove(address.0);
     }
     if state == TCP_SYN_SENT && is_tcp(address)? {
-        let who = watched(config, Task::current())?;
+        let who = watched(config, Typed::current())?;
         let _ = SOCKETS.insert(address.0, owned(&who, SOCKET_CLIENT), 0);
     }
     Some(())

@@ -5,10 +5,11 @@
 
 use crate::{
     emit::{lost, slot},
-    filter::{config, wanted, watched, watched_workload},
+    filter::{config, wanted},
     inference,
-    kernel::{Address, Task},
+    kernel::Address,
     tables::NET,
+    typed::{Memory, Typed, watched, watched_workload},
 };
 use aya_ebpf::{
     Global,
@@ -57,7 +58,7 @@ pub(crate) use net_offset;
 /// `sock_send_length`, BTF tracepoint: (socket, result, flags)
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn net_send(ctx: BtfTracePointContext) -> i32 {
-    let _ = sent(Address(ctx.arg(0)), ctx.arg(1));
+    let _ = sent(Typed(ctx.arg(0)), ctx.arg(1));
     0
 }
 
@@ -71,7 +72,7 @@ pub fn net_send_raw(ctx: RawTracePointContext) -> i32 {
 /// `tcp_sendmsg`: (socket, message, size), result
 #[fexit(function = "tcp_sendmsg")]
 pub fn net_send_exit(ctx: FExitContext) -> i32 {
-    let _ = sent(Address(ctx.arg(0)), ctx.arg(3));
+    let _ = sent(Typed(ctx.arg(0)), ctx.arg(3));
     0
 }
 
@@ -94,7 +95,7 @@ pub fn net_send_return(ctx: RetProbeContext) -> u32 {
 /// `sock_recv_length`, BTF tracepoint: (socket, result, flags)
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn net_receive(ctx: BtfTracePointContext) -> i32 {
-    let _ = received(Address(ctx.arg(0)), ctx.arg(1), ctx.arg(2));
+    let _ = received(Typed(ctx.arg(0)), ctx.arg(1), ctx.arg(2));
     0
 }
 
@@ -115,7 +116,7 @@ pub fn net_receive_exit(ctx: FExitContext) -> i32 {
         6 => (pinned(ctx.arg(4)), pinned(ctx.arg(6))),
         _ => return 0,
     };
-    let _ = received(Address(ctx.arg(0)), result as i32, flags as u32);
+    let _ = received(Typed(ctx.arg(0)), result as i32, flags as u32);
     0
 }
 
@@ -151,7 +152,7 @@ pub fn net_receive_return(ctx: RetProbeContext) -> u32 {
 
 #[inline(always)]
 fn remember(ctx: &ProbeContext, flags: u64) -> Option<()> {
-    let workload = watched_workload(config()?, Task::current())?;
+    let workload = watched_workload(config()?, Typed::current())?;
     let call = NetCall {
         socket: ctx.arg(0)?,
         flags,
@@ -176,40 +177,40 @@ fn recall() -> Option<NetCall> {
 }
 
 #[inline(always)]
-fn sent(socket: Address, result: i32) -> Option<()> {
+fn sent(socket: impl Memory, result: i32) -> Option<()> {
     if result <= 0 || !is_tcp(socket)? {
         return None;
     }
     let config = config()?;
-    let who = watched(config, Task::current())?;
+    let who = watched(config, Typed::current())?;
     if wanted(config, Kind::SampleNet)
         && let Some(counters) = slot(&NET, &who.key(), who.workload)
     {
         counters.sends += 1;
         counters.sent_bytes += result as u64;
     }
-    inference::sent(config, &who, socket)
+    inference::sent(config, &who, socket.address())
 }
 
 #[inline(always)]
-fn received(socket: Address, result: i32, flags: u32) -> Option<()> {
+fn received(socket: impl Memory, result: i32, flags: u32) -> Option<()> {
     if result <= 0 || flags as u64 & (MSG_PEEK | MSG_ERRQUEUE) != 0 || !is_tcp(socket)? {
         return None;
     }
     let config = config()?;
-    let who = watched(config, Task::current())?;
+    let who = watched(config, Typed::current())?;
     if wanted(config, Kind::SampleNet)
         && let Some(counters) = slot(&NET, &who.key(), who.workload)
     {
         counters.receives += 1;
         counters.received_bytes += result as u64;
     }
-    inference::received(config, &who, socket)
+    inference::received(config, &who, socket.address())
 }
 
-/// Whether it is a TCP socket. Two reads, cheaper than the filter.
+/// Whether it is a TCP socket. At most two reads, cheaper than the filter.
 #[inline(always)]
-pub fn is_tcp(socket: Address) -> Option<bool> {
+pub fn is_tcp(socket: impl Memory) -> Option<bool> {
     if socket.read::<u16>(net_offset!(sk_protocol))? != IPPROTO_TCP {
         return Some(false);
     }

@@ -10,8 +10,9 @@ use crate::{
     emit::slot,
     files::{model_file, name_once},
     filter::{config, watched},
-    kernel::{Address, File, Task, syscall_word},
+    kernel::{File, Task, syscall_word},
     tables::READS,
+    typed::{Memory, Typed},
 };
 use aya_ebpf::{
     Global,
@@ -40,11 +41,14 @@ static OFFSETS_READS: Global<ReadOffsets> = Global::new(ReadOffsets {
     first_argument: 0,
 });
 
-#[inline(always)]
-fn offsets() -> ReadOffsets {
-    // SAFETY: `Global` is transparent over an initialised value; the volatile read keeps the
-    // compiler from using the zeros above instead of what the agent put there.
-    unsafe { core::ptr::read_volatile((&raw const OFFSETS_READS).cast()) }
+/// One member of [`OFFSETS_READS`], as `offset!` reads those of `OFFSETS`.
+macro_rules! read_offset {
+    ($member:ident) => {{
+        let table = (&raw const OFFSETS_READS).cast::<ReadOffsets>();
+        // SAFETY: `Global` is transparent over an initialised value; the volatile read keeps the
+        // compiler from using the zeros above instead of what the agent put there.
+        unsafe { core::ptr::read_volatile(&raw const (*table).$member) }
+    }};
 }
 
 macro_rules! at_return_of {
@@ -75,9 +79,8 @@ pub fn forget(fd: u32) {
 /// Whether a file bypasses the page cache.
 #[inline(always)]
 pub fn is_direct(file: File) -> bool {
-    let offsets = offsets();
-    file.read::<u32>(offsets.file_flags as usize)
-        .is_some_and(|flags| flags & offsets.direct != 0)
+    file.read::<u32>(read_offset!(file_flags) as usize)
+        .is_some_and(|flags| flags & read_offset!(direct) != 0)
 }
 
 #[inline(always)]
@@ -87,16 +90,17 @@ fn read(ctx: &TracePointContext) -> Option<()> {
         return None;
     }
     // SAFETY: the helpers have no preconditions.
-    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
-    let fd: u32 = Address(registers).read(offsets().first_argument as usize)?;
+    let registers = Typed(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u8);
+    let fd = registers.read::<u64>(read_offset!(first_argument) as usize)? as u32;
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let key = ReadFdKey { pid, fd };
     let known = READ_FDS.get_ptr_mut(key);
     if let Some(known) = known {
-        // SAFETY (both): an aligned word of a map value; a count lost to another thread's is made
+        // SAFETY: an aligned word of a map value; a count lost to another thread's is made
         // up for by the next.
         let left = unsafe { (*known).left };
         if left > 0 {
+            // SAFETY: as above.
             unsafe { (*known).left = left - 1 };
             return None;
         }

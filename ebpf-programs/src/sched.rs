@@ -119,12 +119,22 @@ pub fn sched_migrate_raw(ctx: RawTracePointContext) -> i32 {
 /// A task left the CPU.
 #[inline(always)]
 fn left<M: Memory>(preempt: u64, task: M, state: Option<u32>) -> Option<()> {
-    let config = config()?;
-    let who = watched(config, task)?;
     let state = match state {
         Some(state) => state,
         None => task.read(offset!(task_state))?,
     };
+    let counted = count(preempt, task, state);
+    if state & TASK_DEAD != 0 {
+        // Also of a thread that is not watched any more.
+        let _ = TURNS.remove(task.address().0);
+    }
+    counted
+}
+
+#[inline(always)]
+fn count<M: Memory>(preempt: u64, task: M, state: u32) -> Option<()> {
+    let config = config()?;
+    let who = watched(config, task)?;
     // The kernel's own rule for `nvcsw` and `nivcsw`.
     let runnable = preempt != 0 || state == 0;
     let counters = counters(&who)?;
@@ -154,9 +164,7 @@ fn left<M: Memory>(preempt: u64, task: M, state: Option<u32>) -> Option<()> {
         }
         *before = now;
     }
-    if state & TASK_DEAD != 0 {
-        let _ = TURNS.remove(key);
-    } else if known.is_none() && TURNS.insert(key, now, 0).is_err() {
+    if known.is_none() && state & TASK_DEAD == 0 && TURNS.insert(key, now, 0).is_err() {
         lost(who.workload, LOSS_STATE_MAP);
     }
     Some(())

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - [`Typed`] is only made from a pointer that the verifier knows as one to a kernel structure: an
-//!   argument of a BTF tracepoint or what `bpf_get_current_task_btf` answers. A load through it
-//!   is one instruction, where [`Address::read`] is a call.
+//!   argument of a BTF tracepoint, or what `bpf_get_current_task_btf` or `bpf_task_pt_regs`
+//!   answers. A load through it is one instruction, where [`Address::read`] is a call.
 //! - Offsets are constants to the verifier; a wrong one is refused at load.
 //! - A fault answers 0, as a null pointer does.
 

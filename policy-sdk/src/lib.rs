@@ -74,6 +74,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))] // A failed unwrap is a failed test.
 #![warn(missing_docs)]
 
+mod absent;
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 pub mod bindings;
@@ -92,6 +93,7 @@ pub mod testing;
 #[cfg(target_arch = "wasm32")]
 mod wire;
 
+pub use absent::AbsentKinds;
 pub use host::Level;
 pub use palisade_abi as abi;
 pub use palisade_abi::{Kind, Record};

@@ -24,8 +24,7 @@ struct Device {
 
 impl Device {
     fn new() -> Self {
-        let other_end =
-            posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+        let other_end = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
         grantpt(&other_end).unwrap();
         unlockpt(&other_end).unwrap();
         let path = ptsname_r(&other_end).unwrap().into();
@@ -145,7 +144,13 @@ fn harmless_loads_stay_quiet() {
         start(service, &["service", "--device", path]),
         start(
             loaders,
-            &["loaders", "--workers", "4", "--model", model.to_str().unwrap()],
+            &[
+                "loaders",
+                "--workers",
+                "4",
+                "--model",
+                model.to_str().unwrap(),
+            ],
         ),
     ];
     std::thread::sleep(CALM);
@@ -184,7 +189,15 @@ fn whoever_holds_the_driver_is_named_with_the_stock_settings() {
     let begun = Instant::now();
     let mut command = workload(
         &hog,
-        &["device-hog", "--burn-ms", "60", "--hold-ms", "40", "--device", path],
+        &[
+            "device-hog",
+            "--burn-ms",
+            "60",
+            "--hold-ms",
+            "40",
+            "--device",
+            path,
+        ],
     );
     let _hog = Ward::start(&mut command).unwrap();
     let decision = agent
@@ -215,7 +228,13 @@ fn whoever_loads_again_and_again_is_named_with_its_file() {
     let begun = Instant::now();
     let _loader = start(
         &looping,
-        &["reload-loop", "--gap-ms", "600", "--model", model.to_str().unwrap()],
+        &[
+            "reload-loop",
+            "--gap-ms",
+            "600",
+            "--model",
+            model.to_str().unwrap(),
+        ],
     );
     let decision = agent
         .wait_for("a decision about the loader", |record| {

@@ -2,6 +2,7 @@
 //! by a signal or by a crash.
 #![allow(clippy::unwrap_used)] // a failed step ends the test
 
+use palisade::recording::{Origin, Writer};
 use palisade_tests::{Agent, TestCgroup, Ward, binaries, eventually, live_or_skip, policy};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -185,4 +186,37 @@ fn a_recorded_run_replays_to_the_same_decisions_twice() {
         String::from_utf8_lossy(&torn.stderr).contains("cut off"),
         "{torn:?}"
     );
+}
+
+#[test]
+fn other_files_and_versions_are_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("other.arrows");
+    let writer = Writer::create(&path, &Origin::default()).unwrap();
+    drop(writer.finish().unwrap());
+    let whole = std::fs::read(&path).unwrap();
+    // In the metadata the version is a string of one byte: its length, the digit, NUL.
+    let version = b"\x01\0\0\x001\0";
+    let at = whole.windows(6).position(|bytes| bytes == version).unwrap() + 4;
+    let mut later = whole.clone();
+    later[at] = b'2';
+    for (bytes, said) in [
+        (&later[..], "format version 2; this program reads version 1"),
+        (b"PALREC\0\x01\0\0\0", "no Palisade recording"),
+        (b"", "no Palisade recording"),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        for arguments in [&["--summary"][..], &["--config", "/dev/null"]] {
+            let output = Command::new(binaries().join("palisade"))
+                .arg("replay")
+                .arg(&path)
+                .args(arguments)
+                .output()
+                .unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{errors}");
+            assert!(errors.contains(said), "{errors}");
+            assert_eq!(errors.trim().lines().count(), 1, "{errors}");
+        }
+    }
 }

@@ -4,6 +4,8 @@
 //! Each test has a cgroup of its own and its own set of programs. Without root or eBPF a test says
 //! `SKIPPED` and why.
 
+#[path = "sensors_live/absent.rs"]
+mod absent;
 #[path = "sensors_live/contention.rs"]
 mod contention;
 #[path = "sensors_live/cpu.rs"]
@@ -22,6 +24,8 @@ mod inference;
 mod maps;
 #[path = "sensors_live/net.rs"]
 mod net;
+#[path = "sensors_live/pressure.rs"]
+mod pressure;
 #[path = "sensors_live/processes.rs"]
 mod processes;
 #[path = "sensors_live/reads.rs"]
@@ -30,6 +34,8 @@ mod reads;
 mod scope;
 #[path = "sensors_live/support.rs"]
 mod support;
+#[path = "sensors_live/syscalls.rs"]
+mod syscalls;
 
 use palisade::sensors::{Scope, SensorOptions};
 use palisade_abi::{Kind, LOSS_RING_BUFFER, SampleGpu, kind};

@@ -43,10 +43,17 @@ fn short_lived_processes_are_known_or_counted() {
     let outcome = identity::run(2000, seconds()).unwrap();
     eprintln!("MEASURED short-lived processes:\n{outcome}");
     let bound = palisade::identity::Limits::default().processes;
-    assert!(outcome.most <= bound, "{} processes in the table", outcome.most);
+    assert!(
+        outcome.most <= bound,
+        "{} processes in the table",
+        outcome.most
+    );
     // A loss is counted without its kind: with losses, only bounds are known.
     assert!(outcome.execs.all <= outcome.made.made, "{outcome}");
-    assert!(outcome.execs.all + outcome.lost >= outcome.made.made, "{outcome}");
+    assert!(
+        outcome.execs.all + outcome.lost >= outcome.made.made,
+        "{outcome}"
+    );
     // Whoever executed a program is in the table when that is delivered: the record itself says who it is.
     assert_eq!(outcome.execs.unknown, 0, "{outcome}");
     assert_eq!(outcome.execs.resolved, outcome.execs.all, "{outcome}");

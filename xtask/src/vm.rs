@@ -27,7 +27,7 @@ const USAGE: &str = "\
 Boots stock Debian kernels in QEMU and runs the live tests in them.
 
   KERNEL             6.1, 6.12, newest or all; without one: all
-  --ci               only the tests that a change must pass, of the kernels 6.1 and newest
+  --ci               only the tests that a change must pass; without a KERNEL: 6.1 and 6.12
   --timeout SECONDS  kills a guest that is not done by then (1200)
   --update           looks for newer packages of the kernels
   WORD               name of a test binary (sensors_live), or a filter of test names
@@ -35,8 +35,9 @@ Boots stock Debian kernels in QEMU and runs the live tests in them.
 
 /// A guest that takes longer than that hangs. The whole selection takes minutes where KVM cannot be used.
 const TIMEOUT: Duration = Duration::from_mins(20);
-/// What `--ci` boots: the oldest that is supported and the newest that is packaged.
-const CI_KERNELS: &[&str] = &["6.1", "newest"];
+/// What `--ci` boots. The newest is not among them: it is another one every few days, and it may skip programs
+/// (see docs/kernels.md), which makes exact counts a matter of luck.
+const CI_KERNELS: &[&str] = &["6.1", "6.12"];
 
 /// Files that need not be made again.
 fn folder() -> PathBuf {
@@ -212,8 +213,8 @@ mod tests {
     fn without_a_name_every_kernel_is_meant() {
         assert_eq!(kernels(""), ["6.1", "6.12", "newest"]);
         assert_eq!(kernels("all"), ["6.1", "6.12", "newest"]);
-        assert_eq!(kernels("--ci"), ["6.1", "newest"]);
-        assert_eq!(kernels("--ci 6.12"), ["6.12"]);
+        assert_eq!(kernels("--ci"), ["6.1", "6.12"]);
+        assert_eq!(kernels("--ci newest"), ["newest"]);
     }
 
     #[test]

@@ -17,14 +17,14 @@ use std::time::Duration;
 
 const AFTER_HELP: &str = "\
 Examples:
-  palisade record --for 60s                                  everything rare and all samples, of the whole host
-  palisade record --cgroup /ml --output ml.arrows            one cgroup and what is below it, until Ctrl-C
-  palisade record --kinds exec,exit,sample-gpu --for 5m      only these kinds
-  palisade record --for 10s --json | jq .kinds               for scripts
-  palisade replay ml.arrows --summary                        what is in it
+  palisade record --for 60s                               the whole host, into palisade.arrows
+  palisade record --cgroup /ml --output ml.arrows         one cgroup and what is below, until Ctrl-C
+  palisade record --kinds exec,exit,sample-gpu --for 5m   only these kinds
+  palisade record --for 10s --json | jq .kinds            for scripts
+  palisade replay ml.arrows --summary                     what is in it
 
-It reads the configuration's [watch], [[devices]] and [limits], if there is a configuration. It may run beside
-the agent. The file opens in pyarrow and DuckDB: see docs/recordings.md.";
+It reads the configuration's [watch], [[devices]] and [limits], if there is one, and may run beside the agent.
+The file opens in pyarrow and DuckDB: see docs/recordings.md.";
 
 /// Kinds with a record for every call: only on demand.
 const FREQUENT: &[Kind] = &[Kind::Mmap, Kind::Munmap, Kind::GpuEnter];

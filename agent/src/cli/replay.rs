@@ -12,11 +12,11 @@ use std::time::Duration;
 
 const AFTER_HELP: &str = "\
 Examples:
-  palisade record --for 60s --output today.arrows            make a recording (or: palisade run --record)
-  palisade replay today.arrows --summary                     what is in it
-  palisade replay today.arrows --config palisade.toml        what would these policies have decided?
-  palisade replay today.arrows --speed 10x                   watch it, ten times as fast as it was
-  palisade replay today.arrows --json > decisions.jsonl      one decision a line, the same bytes each time";
+  palisade record --for 60s --output day.arrows           make a recording (or: palisade run --record)
+  palisade replay day.arrows --summary                    what is in it
+  palisade replay day.arrows --config palisade.toml       what would these policies have decided?
+  palisade replay day.arrows --speed 10x                  watch it, ten times as fast as it was
+  palisade replay day.arrows --json > decisions.jsonl     one decision a line, the same bytes each time";
 
 /// Options of `replay`.
 #[derive(Debug, Args)]

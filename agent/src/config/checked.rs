@@ -5,13 +5,15 @@
 
 use super::faults::Warning;
 use crate::identity::ScopeRoots;
-use crate::sensors::Way;
+use crate::sensors::{Way, WatchedProcesses};
 use palisade_abi::DeviceKey;
 use palisade_core::{CoreConfig, Grant, Mode, Power};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Bytes of a container's id that are to be given at least.
+pub const MIN_CONTAINER: usize = 4;
 /// State that outlives a reboot.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/palisade";
 /// State that does not.
@@ -107,8 +109,13 @@ impl Paths {
 /// What is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watch {
-    /// Which cgroups.
+    /// Which cgroups. Only what runs in them is ever acted on.
     pub scope: ScopeRoots,
+    /// Beginnings of the ids (or names, where those name the cgroup) of containers whose cgroups
+    /// are watched as well; at least [`MIN_CONTAINER`] bytes each.
+    pub containers: Vec<String>,
+    /// Processes that are watched wherever they are.
+    pub processes: WatchedProcesses,
     /// How often counters become `Sample` records.
     pub window: Duration,
     /// Endings of model files, without the dot, at most 15 bytes each.
@@ -121,6 +128,8 @@ impl Default for Watch {
     fn default() -> Self {
         Self {
             scope: ScopeRoots::All,
+            containers: Vec::new(),
+            processes: WatchedProcesses::default(),
             window: DEFAULT_WINDOW,
             model_suffixes: DEFAULT_MODEL_SUFFIXES
                 .iter()

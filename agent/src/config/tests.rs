@@ -8,6 +8,7 @@ mod faults;
 
 use super::*;
 use crate::identity::ScopeRoots;
+use crate::sensors::WatchedProcesses;
 use palisade_abi::{ANY_MINOR, DeviceKey};
 use palisade_core::{Mode, Power};
 use std::fs;
@@ -51,7 +52,8 @@ fn every_key_arrives() {
     let config = bench
         .load(
             "state_dir = \"/s\"\nrun-dir = \"/r\"\n\
-             [watch]\ncgroups = [\"/ml/\", \"/ml//train\"]\nwindow = \"50ms\"\n\
+             [watch]\ncgroups = [\"/ml/\", \"/ml//train\"]\ncontainers = [\"4f1e\"]\n\
+             executables = [\"/usr/bin/vllm\"]\ngpu_users = true\nwindow = \"50ms\"\n\
              model-suffixes = [\".gguf\", \"pt\"]\nmodel-min-size = \"1GiB\"\n\
              [[devices]]\nname = \"nvidia\"\nslow = \"250us\"\n\
              [[devices]]\nname = \"tty\"\npath = \"/dev/null\"\n\
@@ -76,6 +78,11 @@ fn every_key_arrives() {
         config.watch,
         Watch {
             scope: ScopeRoots::Below(vec!["/ml".into(), "/ml/train".into()]),
+            containers: vec!["4f1e".into()],
+            processes: WatchedProcesses {
+                executables: vec!["/usr/bin/vllm".into()],
+                gpu_users: true,
+            },
             window: Duration::from_millis(50),
             model_suffixes: vec!["gguf".into(), "pt".into()],
             model_min_bytes: 1 << 30,
@@ -117,6 +124,19 @@ fn every_key_arrives() {
     assert_eq!(policy.setting_lines["n"], policy.line + 9);
     assert_eq!(config.digest.len(), 64);
     assert_eq!(config.source, Some(dir.join("palisade.toml")));
+}
+
+#[test]
+fn whoever_names_processes_watches_no_cgroup() {
+    let bench = Bench::new();
+    for watch in [
+        "gpu-users = true",
+        "executables = [\"/a\"]\nall = false",
+        "containers = [\"abcd\"]\ncgroups = []",
+    ] {
+        let config = bench.load(&format!("[watch]\n{watch}\n")).unwrap();
+        assert_eq!(config.watch.scope, ScopeRoots::Below(Vec::new()), "{watch}");
+    }
 }
 
 #[test]
@@ -183,7 +203,16 @@ fn is_default(line: &str) -> bool {
         return false;
     };
     let no_default = [
-        "cgroups", "webhook", "file", "power", "exe", "unit", "memory", "cgroup",
+        "cgroups",
+        "containers",
+        "executables",
+        "webhook",
+        "file",
+        "power",
+        "exe",
+        "unit",
+        "memory",
+        "cgroup",
         "cuda-library",
     ];
     !key.contains(' ') && !no_default.contains(&key)

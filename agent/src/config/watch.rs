@@ -3,12 +3,14 @@
 //! Invariant: a path that is read begins with `/`, has no empty, `.` or `..` component, and, where
 //! the host is known, leads to a cgroup.
 
-use super::checked::Watch;
+use super::checked::{MIN_CONTAINER, Watch};
 use super::faults::Faults;
 use super::raw::{Located, Section, Span};
 use super::sections::Context;
 use crate::identity::ScopeRoots;
+use crate::sensors::{MAX_EXECUTABLE_PATH, MAX_EXECUTABLES, WatchedProcesses};
 use palisade_abi::MODEL_SUFFIX_BYTES;
+use std::path::PathBuf;
 use std::time::Duration;
 
 const MAX_CGROUPS: usize = 64;
@@ -24,26 +26,44 @@ pub(super) fn watch(
 ) -> Watch {
     let default = Watch::default();
     let cgroups = section.texts("cgroups", MAX_CGROUPS, faults);
+    let containers = section.texts("containers", MAX_CGROUPS, faults);
+    let executables = section.texts("executables", MAX_EXECUTABLES, faults);
+    let gpu_users = section.flag("gpu-users", faults);
     let all = section.flag("all", faults);
+    let others = [&containers, &executables]
+        .into_iter()
+        .flatten()
+        .any(|list| !list.is_empty())
+        || gpu_users.as_ref().is_some_and(|flag| flag.value);
     let scope = match (cgroups, all) {
-        (None, None | Some(Located { value: true, .. })) => ScopeRoots::All,
-        (Some(_), Some(Located { value: true, span })) => {
-            faults.add(
-                &span,
-                "[watch] has both `cgroups` and `all = true`".to_owned(),
-                Some("keep one of the two".to_owned()),
-            );
+        (cgroups, Some(Located { value: true, span })) => {
+            if cgroups.is_some() || others {
+                let what = if cgroups.is_some() {
+                    "`cgroups`"
+                } else {
+                    "a choice of what to watch"
+                };
+                faults.add(
+                    &span,
+                    format!("[watch] has both {what} and `all = true`"),
+                    Some("keep one of the two".to_owned()),
+                );
+            }
             ScopeRoots::All
         }
-        (None, Some(Located { span, .. })) => {
+        (None, None) if !others => ScopeRoots::All,
+        (None, Some(Located { span, .. })) if !others => {
             nothing_watched(&span, faults);
             ScopeRoots::All
         }
-        (Some(list), _) if list.is_empty() => {
+        (Some(list), _) if list.is_empty() && !others => {
             nothing_watched(&section.span, faults);
             ScopeRoots::All
         }
-        (Some(list), _) => ScopeRoots::Below(cgroups_of(list, "cgroups", context, faults)),
+        (list, _) => {
+            let list = list.unwrap_or_default();
+            ScopeRoots::Below(cgroups_of(list, "cgroups", context, faults))
+        }
     };
     let window = section.duration(
         "window",
@@ -55,6 +75,11 @@ pub(super) fn watch(
     section.finish(faults);
     Watch {
         scope,
+        containers: containers_of(containers.unwrap_or_default(), faults),
+        processes: WatchedProcesses {
+            executables: executables_of(executables.unwrap_or_default(), faults),
+            gpu_users: gpu_users.is_some_and(|flag| flag.value),
+        },
         window: window.map_or(default.window, |w| w.value),
         model_suffixes: suffixes.map_or(default.model_suffixes, |list| suffixes_of(list, faults)),
         model_min_bytes: min_size.map_or(default.model_min_bytes, |s| s.value),
@@ -65,7 +90,7 @@ fn nothing_watched(span: &Span, faults: &mut Faults<'_>) {
     faults.add(
         span,
         "[watch] names nothing to watch".to_owned(),
-        Some("set `cgroups = [\"/ml\"]`, or `all = true`".to_owned()),
+        Some("set `cgroups = [\"/ml\"]`, `containers`, `executables` or `gpu-users`, or `all = true`".to_owned()),
     );
 }
 
@@ -135,6 +160,50 @@ fn cgroup_path(entry: &Located<String>, key: &str, faults: &mut Faults<'_>) -> O
         Some(help),
     );
     None
+}
+
+/// Beginnings of containers' ids or names: long enough to mean one, and no paths.
+fn containers_of(list: Vec<Located<String>>, faults: &mut Faults<'_>) -> Vec<String> {
+    let mut containers = Vec::new();
+    for entry in list {
+        if entry.value.len() < MIN_CONTAINER || entry.value.contains(['/', '*']) {
+            faults.add(
+                &entry.span,
+                format!("\"{}\" is not the beginning of a container's id", entry.value),
+                Some(format!(
+                    "at least {MIN_CONTAINER} of its characters, as `docker ps` or `crictl ps` shows them"
+                )),
+            );
+        } else {
+            containers.push(entry.value);
+        }
+    }
+    containers
+}
+
+/// Absolute paths that the kernel can compare. They need not exist: a container may have them.
+fn executables_of(list: Vec<Located<String>>, faults: &mut Faults<'_>) -> Vec<PathBuf> {
+    let mut executables = Vec::new();
+    for entry in list {
+        let path = PathBuf::from(&entry.value);
+        let help = if !path.is_absolute() {
+            "give its whole path, beginning with `/`".to_owned()
+        } else if entry.value.len() > MAX_EXECUTABLE_PATH {
+            format!("at most {MAX_EXECUTABLE_PATH} bytes can be compared")
+        } else {
+            executables.push(path);
+            continue;
+        };
+        faults.add(
+            &entry.span,
+            format!(
+                "`executables` has \"{}\", which cannot be watched",
+                entry.value
+            ),
+            Some(help),
+        );
+    }
+    executables
 }
 
 fn suffixes_of(list: Vec<Located<String>>, faults: &mut Faults<'_>) -> Vec<String> {

@@ -3,6 +3,9 @@
 //! Invariant: names only, for people and for protect rules that the operator writes; an id here
 //! grants nothing. A path that fits no known scheme yields nothing rather than a guess.
 
+use super::layout::Layout;
+use palisade_core::WorkloadId;
+
 /// What runs a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -72,6 +75,42 @@ pub fn names(cgroup: &str) -> Names {
         parent = part;
     }
     names
+}
+
+/// Directories that [`find`] looks at, at most.
+const MAX_LOOKS: usize = 16_384;
+
+/// The cgroups of the containers whose id or name begins with one of `prefixes`, each without those
+/// below it.
+pub fn find(layout: &Layout, prefixes: &[String]) -> Vec<(WorkloadId, String)> {
+    let mut found = Vec::new();
+    let mut pending = vec![String::new()];
+    let mut looks = 0;
+    while let Some(cgroup) = pending.pop() {
+        looks += 1;
+        if prefixes.is_empty() || looks > MAX_LOOKS {
+            break;
+        }
+        let is_one = |id: &String| prefixes.iter().any(|prefix| id.starts_with(prefix));
+        if names(&cgroup).container.as_ref().is_some_and(is_one) {
+            // One that is gone meanwhile is none.
+            if let Ok(id) = layout.workload_id(&cgroup) {
+                found.push((id, cgroup));
+            }
+            continue;
+        }
+        let entries = std::fs::read_dir(layout.id_dir(&cgroup))
+            .into_iter()
+            .flatten();
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir())
+                && let Some(name) = entry.file_name().to_str()
+            {
+                pending.push(format!("{cgroup}/{name}"));
+            }
+        }
+    }
+    found
 }
 
 fn container(parent: &str, part: &str, in_pod: bool) -> Option<(String, Runtime)> {

@@ -8,7 +8,7 @@
 //! - Nothing here signals, moves, creates or changes a process or cgroup.
 
 mod bounded;
-mod container;
+pub mod container;
 mod facts;
 mod files;
 pub mod layout;

@@ -63,6 +63,8 @@ type Owner = (u64, ProcessId);
 struct Workload {
     slots: Slots<Counts>,
     commands: BTreeMap<(u32, u16), Slots<Calls>>,
+    /// Its pressure files told something: without that, no record may also mean that nobody reads them.
+    pressure: bool,
     changed_ns: u64,
 }
 
@@ -149,6 +151,11 @@ impl Metrics {
         let window_ns = until_ns.saturating_sub(from_ns);
         let workloads = self.workloads.iter().map(|(id, workload)| {
             let counts = workload.slots.sum(from_ns, until_ns);
+            let sensed = if workload.pressure {
+                sensed
+            } else {
+                sensed & !Kind::SamplePressure.bit()
+            };
             let models = self.models.view(*id);
             let mut values = values(&counts, window_ns, sensed);
             if has(Metric::ModelReloads, sensed) {
@@ -227,6 +234,7 @@ impl Metrics {
         let now_ns = self.now_ns;
         let workload = self.workload(header.workload);
         workload.changed_ns = now_ns;
+        workload.pressure |= header.kind == kind::SAMPLE_PRESSURE;
         if let Some(slot) = workload.slots.at(now_ns) {
             slot.add(&counts);
         }
@@ -293,6 +301,7 @@ impl Metrics {
         self.workloads.entry(id).or_insert_with(|| Workload {
             slots: Slots::new(SECOND_NS, KEPT_SECONDS),
             commands: BTreeMap::new(),
+            pressure: false,
             changed_ns: 0,
         })
     }

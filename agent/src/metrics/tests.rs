@@ -132,6 +132,11 @@ fn what_is_not_sensed_is_absent() {
     let snapshot = metrics.snapshot(Kind::SampleCpu.bit());
     assert_eq!(value_of(&snapshot, 7, Metric::Cpu), Some(1.0));
     assert_eq!(value_of(&snapshot, 7, Metric::PageFaults), None);
+    // Its pressure files told nothing: perhaps nobody reads them.
+    assert_eq!(
+        value_of(&metrics.snapshot(ALL), 7, Metric::PressureCpu),
+        None
+    );
     assert_eq!(snapshot.workloads[0].graphs.len(), 1);
 }
 

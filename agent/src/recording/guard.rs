@@ -35,11 +35,13 @@ pub(super) fn check<'t>(
         return Err("a chunk with another number of columns");
     }
     let mut buffers = buffers.iter();
-    let mut fits = |least: usize, most: usize| -> Result<(), &'static str> {
+    // A buffer of so many elements of so many bytes; `most` is in bytes, beyond the elements.
+    let mut fits = |elements: usize, width: usize, most: usize| -> Result<(), &'static str> {
         let buffer = buffers.next().ok_or("a chunk with too few buffers")?;
         let size = size(buffer, body, compressed).ok_or("a buffer outside of its chunk")?;
+        let least = elements * width;
         // No rows need no buffer, whatever the column.
-        if (size >= least || rows == 0) && size <= most {
+        if (size >= least || rows == 0) && size <= least + most && size.is_multiple_of(width) {
             Ok(())
         } else {
             Err("a buffer of another size than its column needs")
@@ -47,21 +49,24 @@ pub(super) fn check<'t>(
     };
     for (node, column) in nodes.iter().zip(columns) {
         let bits = rows.div_ceil(8);
-        fits(if nulls(node, rows)? { bits } else { 0 }, bits + PADDING)?;
+        if nulls(node, rows)? {
+            fits(bits, 1, PADDING)?;
+        } else {
+            fits(0, 1, bits + PADDING)?;
+        }
         match column {
-            DataType::Boolean => fits(bits, bits + PADDING)?,
+            DataType::Boolean => fits(bits, 1, PADDING)?,
             DataType::Utf8 => {
-                let offsets = (rows + 1) * 4;
-                fits(offsets, offsets + PADDING)?;
-                fits(0, MAX_COLUMN_TEXT)?;
+                fits(rows + 1, 4, PADDING)?;
+                fits(0, 1, MAX_COLUMN_TEXT)?;
             }
             other => {
                 let width = match other {
                     DataType::Dictionary(keys, _) => keys.primitive_width(),
                     other => other.primitive_width(),
                 };
-                let bytes = rows * width.ok_or("a column of a type that recordings do not use")?;
-                fits(bytes, bytes + PADDING)?;
+                let width = width.ok_or("a column of a type that recordings do not use")?;
+                fits(rows, width, PADDING)?;
             }
         }
     }

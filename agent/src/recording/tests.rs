@@ -304,7 +304,7 @@ fn files_are_written_beside_the_work_and_a_missing_one_is_told() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1024, ..ProptestConfig::default() })]
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
@@ -313,6 +313,26 @@ proptest! {
         file.truncate(ends[1]);
         file.extend_from_slice(&bytes);
         let _ = read(&file).len();
+    }
+
+    /// Lengths and offsets are words at multiples of four: with strange values in them.
+    #[test]
+    fn changed_lengths_never_panic(
+        changes in prop::collection::vec(
+            (
+                any::<prop::sample::Index>(),
+                prop::sample::select(vec![0, 1, 3, 63, 65, u32::MAX, 1 << 31, i32::MAX as u32]),
+            ),
+            1..4,
+        ),
+    ) {
+        let (mut file, ends) = sample();
+        file.truncate(ends[2]);
+        for (at, word) in changes {
+            let at = at.index(file.len() / 4) * 4;
+            file[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        let _ = Reader::new(&file[..]).map(Iterator::count);
     }
 
     #[test]

@@ -101,6 +101,7 @@ pub fn replay(
     );
     player.begin();
     let mut pace = Pace::new(speed);
+    let mut torn = false;
     for entry in reader.by_ref() {
         match entry {
             Ok(Entry::Batch(batch)) => {
@@ -115,12 +116,15 @@ pub fn replay(
             }
             Ok(Entry::Identity(identity)) => tables.learn(identity),
             Ok(entry) => player.entry(entry),
-            Err(error) if error.is_torn() => player.note(error.to_string()),
+            Err(error) if error.is_torn() => {
+                torn = true;
+                player.note(error.to_string());
+            }
             Err(error) => return Err(error).with_context(context),
         }
         player.failed()?;
     }
-    if !reader.ended() {
+    if !reader.ended() && !torn {
         player.note("the recording was not closed in order: its end may be missing".to_owned());
     }
     player.end()

@@ -9,12 +9,13 @@ use super::{Message, Shared};
 use crate::audit::Entry;
 use crate::config::Config;
 use crate::control::{ErrorCode, Handler, Request, Response, Server};
-use crate::identity::{ScopeRoots, layout::Layout};
+use crate::identity::{ScopeRoots, container, layout::Layout};
 use crate::policy::LoadError;
 use crate::sensors::{Scope, SensorHandle, kind_names};
 use anyhow::{Context, Result};
 use palisade_core::WorkloadId;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -96,21 +97,38 @@ async fn follow_roots(config: &Config, shared: &Shared, layout: &Layout) {
             .map(|root| layout.workload_id(root).ok())
             .collect()
     };
+    let find = || -> BTreeMap<WorkloadId, String> {
+        container::find(layout, &config.watch.containers)
+            .into_iter()
+            .collect()
+    };
     // Whatever the sensors were started with: a root may have come anew since.
-    let mut known = look();
-    let tell = |ids: &[Option<WorkloadId>]| {
+    let (mut known, mut containers) = (look(), find());
+    let tell = |ids: &[Option<WorkloadId>], containers: &BTreeMap<WorkloadId, String>| {
         if let Some(sensors) = shared.sensors.get() {
-            sensors.set_scope(Scope::Cgroups(ids.iter().flatten().copied().collect()));
+            let ids = ids.iter().flatten().chain(containers.keys()).copied();
+            let processes = config.watch.processes.clone();
+            sensors.set_scope(Scope::CgroupsAnd(ids.collect(), processes));
             sensors.set_pressure(pressure_groups(config, layout));
         }
     };
-    tell(&known);
+    tell(&known, &containers);
     let mut timer = tokio::time::interval(ROOTS_EVERY);
     loop {
         timer.tick().await;
-        let now = look();
-        if now == known {
+        let (now, found) = (look(), find());
+        if now == known && found == containers {
             continue;
+        }
+        for (id, cgroup) in &found {
+            if !containers.contains_key(id) {
+                let text = format!(
+                    "the container's cgroup {cgroup} is watched, as workload {}",
+                    id.0
+                );
+                tracing::info!("{text}");
+                shared.audit.append(Entry::Note { text });
+            }
         }
         for ((root, before), after) in roots.iter().zip(&known).zip(&now) {
             let text = match (before, after) {
@@ -126,8 +144,8 @@ async fn follow_roots(config: &Config, shared: &Shared, layout: &Layout) {
             tracing::warn!("{text}");
             shared.audit.append(Entry::Note { text });
         }
-        tell(&now);
-        known = now;
+        tell(&now, &found);
+        (known, containers) = (now, found);
     }
 }
 
@@ -135,9 +153,7 @@ impl Handler for Desk {
     fn handle(&self, request: Request) -> Response {
         match request {
             Request::Status => self.status(),
-            Request::Metrics => {
-                Response::ok(self.shared.looking.look(&self.shared, &self.devices))
-            }
+            Request::Metrics => Response::ok(self.shared.looking.look(&self.shared, &self.devices)),
             Request::PolicyList => Response::ok(self.policies()),
             Request::PolicyReload { name } => self.reload(name.as_deref()),
             Request::Leases => self

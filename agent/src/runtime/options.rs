@@ -2,7 +2,7 @@
 
 use crate::config::{Config, PolicyConfig};
 use crate::identity::{
-    ScopeRoots,
+    ScopeRoots, container,
     layout::{Flavour, Layout},
 };
 use crate::policy::{Limits, PolicySource};
@@ -99,12 +99,18 @@ pub fn sensor_options(
 ) -> std::io::Result<SensorOptions> {
     let scope = match &config.watch.scope {
         ScopeRoots::All => Scope::All,
-        ScopeRoots::Below(roots) => Scope::Cgroups(
-            roots
+        ScopeRoots::Below(roots) => {
+            let mut ids = roots
                 .iter()
                 .map(|root| layout.workload_id(root))
-                .collect::<Result<_, _>>()?,
-        ),
+                .collect::<Result<Vec<_>, _>>()?;
+            ids.extend(
+                container::find(layout, &config.watch.containers)
+                    .into_iter()
+                    .map(|(id, _)| id),
+            );
+            Scope::CgroupsAnd(ids, config.watch.processes.clone())
+        }
     };
     let devices = config
         .devices

@@ -87,8 +87,8 @@ pub fn record(
         let result = sensors.run(&mut sink);
         (result, sink.kinds)
     })?;
-    let state = |kinds| Recorded {
-        elapsed: began.elapsed(),
+    let state = |elapsed, kinds| Recorded {
+        elapsed,
         progress: recorder.progress(),
         lost: lost.load(Relaxed),
         kinds,
@@ -97,10 +97,11 @@ pub fn record(
     let mut roots = Roots::new(config, &layout);
     let waited = wait(options.limit, || {
         roots.follow(&handle);
-        let state = state(BTreeMap::new());
+        let state = state(began.elapsed(), BTreeMap::new());
         show(&state);
         !state.progress.failed && !thread.is_finished()
     });
+    let elapsed = began.elapsed();
     handle.stop();
     let (result, kinds) = thread
         .join()
@@ -110,7 +111,7 @@ pub fn record(
         .with_context(|| format!("cannot record to {}", options.output.display()))?;
     waited?;
     result.map_err(|error| coded(exit::KERNEL, error))?;
-    Ok(state(kinds))
+    Ok(state(elapsed, kinds))
 }
 
 /// Returns at a signal, after the time, or when `turn` says that it is over.

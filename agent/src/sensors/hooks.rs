@@ -27,22 +27,8 @@ pub(super) enum Rung {
         /// Tracepoint.
         point: &'static str,
     },
-    /// Entry of a kernel function, by trampoline.
-    Fentry {
-        /// Program in the object.
-        program: &'static str,
-        /// Kernel function.
-        function: &'static str,
-    },
     /// Return of a kernel function, by trampoline: arguments and result together.
     Fexit {
-        /// Program in the object.
-        program: &'static str,
-        /// Kernel function.
-        function: &'static str,
-    },
-    /// Entry (or, for a program of that type, return) of a kernel function, by breakpoint.
-    Kprobe {
         /// Program in the object.
         program: &'static str,
         /// Kernel function.
@@ -82,9 +68,7 @@ impl Rung {
         let (first, second, more): (_, _, &[&str]) = match self {
             Rung::Btf { program, .. }
             | Rung::Raw { program, .. }
-            | Rung::Fentry { program, .. }
             | Rung::Fexit { program, .. }
-            | Rung::Kprobe { program, .. }
             | Rung::Syscall { program, .. } => (Some(program), None, &[]),
             Rung::Kretprobe { entry, program, .. } => (Some(program), Some(entry), &[]),
             Rung::Uprobe { programs, .. } => (None, None, programs),
@@ -97,9 +81,8 @@ impl Rung {
         match self {
             Rung::Btf { .. } => Way::Btf,
             Rung::Raw { .. } => Way::Raw,
-            Rung::Fentry { .. } => Way::Fentry,
             Rung::Fexit { .. } => Way::Fexit,
-            Rung::Kprobe { .. } | Rung::Kretprobe { .. } => Way::Kprobe,
+            Rung::Kretprobe { .. } => Way::Kprobe,
             Rung::Uprobe { .. } => Way::Uprobe,
             Rung::Syscall { .. } => Way::Tracepoint,
         }
@@ -110,10 +93,9 @@ impl Rung {
         let way = self.way().name();
         match self {
             Rung::Btf { point, .. } | Rung::Raw { point, .. } => format!("{way}:{point}"),
-            Rung::Fentry { function, .. }
-            | Rung::Fexit { function, .. }
-            | Rung::Kprobe { function, .. }
-            | Rung::Kretprobe { function, .. } => format!("{way}:{function}"),
+            Rung::Fexit { function, .. } | Rung::Kretprobe { function, .. } => {
+                format!("{way}:{function}")
+            }
             Rung::Uprobe { symbols, .. } => format!("{way}:{}", symbols.join(",")),
             Rung::Syscall { point, .. } => format!("{way}:syscalls:{point}"),
         }
@@ -143,7 +125,17 @@ pub(super) const MAPS: u64 = Kind::Mmap.bit() | Kind::ModelMap.bit() | Kind::Sam
 pub(super) const UNMAPS: u64 = Kind::Munmap.bit() | Kind::SampleMaps.bit();
 const OPENS: u64 = Kind::ModelOpen.bit() | Kind::FileName.bit() | reads::READS;
 /// The kinds whose per-process state is given up at the process's end.
-pub(super) const NEED_EXIT: u64 = GPU | MAPS | UNMAPS | SCHED | CALLS | FAULTS | RECLAIM | VICTIMS | TRANSFERS | CUDA | reads::READS;
+pub(super) const NEED_EXIT: u64 = GPU
+    | MAPS
+    | UNMAPS
+    | SCHED
+    | CALLS
+    | FAULTS
+    | RECLAIM
+    | VICTIMS
+    | TRANSFERS
+    | CUDA
+    | reads::READS;
 
 /// A hook at a system call's tracepoint.
 macro_rules! syscall {
@@ -344,7 +336,11 @@ mod tests {
     #[test]
     fn a_call_s_return_is_attached_before_its_entry() {
         let position = |program: &str| {
-            all().position(|hook| hook.rungs.iter().any(|rung| rung.programs().any(|it| it == program)))
+            all().position(|hook| {
+                hook.rungs
+                    .iter()
+                    .any(|rung| rung.programs().any(|it| it == program))
+            })
         };
         assert!(position("gpu_exit") < position("gpu_enter"));
         assert!(position("map_exit") < position("map_enter"));

@@ -94,7 +94,8 @@ impl AttachReport {
         let absent = self.absent();
         Kind::ALL
             .iter()
-            .filter(|kind| self.kinds & kind.bit() != 0)
+            // Names of files are for the agent's own tables.
+            .filter(|kind| self.kinds & kind.bit() != 0 && **kind != Kind::FileName)
             .filter_map(|kind| {
                 let of_kind = |hook: &&HookReport| hook.kinds & kind.bit() != 0;
                 let hooks: Vec<SignalHook> = self

@@ -9,9 +9,7 @@ use super::{SensorError, attach::explain, cuda, hooks::Rung, tracefs};
 use aya::{
     Btf, Ebpf,
     programs::{
-        BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
-        UProbe,
-        fentry::FEntryLinkId,
+        BtfTracePoint, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, UProbe,
         fexit::FExitLinkId,
         kprobe::KProbeLinkId,
         raw_trace_point::RawTracePointLinkId,
@@ -25,7 +23,6 @@ use std::path::Path;
 enum Link {
     Btf(BtfTracePointLinkId),
     Raw(RawTracePointLinkId),
-    Fentry(FEntryLinkId),
     Fexit(FExitLinkId),
     Kprobe(KProbeLinkId),
     Point(TracePointLinkId),
@@ -99,17 +96,9 @@ impl Attacher<'_> {
                 let loaded = program!(self, program, RawTracePoint, |it| it.load());
                 add(program, loaded.attach(point).map(Link::Raw))
             }
-            Rung::Fentry { program, function } => {
-                let loaded = program!(self, program, FEntry, |it| it.load(function, btf));
-                add(program, loaded.attach().map(Link::Fentry))
-            }
             Rung::Fexit { program, function } => {
                 let loaded = program!(self, program, FExit, |it| it.load(function, btf));
                 add(program, loaded.attach().map(Link::Fexit))
-            }
-            Rung::Kprobe { program, function } => {
-                let loaded = program!(self, program, KProbe, |it| it.load());
-                add(program, loaded.attach(function, 0).map(Link::Kprobe))
             }
             Rung::Kretprobe {
                 entry,
@@ -164,7 +153,6 @@ fn detach(program: &mut Program, link: Link) -> Result<(), ProgramError> {
     match link {
         Link::Btf(link) => <&mut BtfTracePoint>::try_from(program)?.detach(link),
         Link::Raw(link) => <&mut RawTracePoint>::try_from(program)?.detach(link),
-        Link::Fentry(link) => <&mut FEntry>::try_from(program)?.detach(link),
         Link::Fexit(link) => <&mut FExit>::try_from(program)?.detach(link),
         Link::Kprobe(link) => <&mut KProbe>::try_from(program)?.detach(link),
         Link::Point(link) => <&mut TracePoint>::try_from(program)?.detach(link),

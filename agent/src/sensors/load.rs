@@ -8,8 +8,8 @@ use super::{
     constants,
     cpu_offsets::resolve_cpu,
     families,
-    hooks::{self, needed},
-    in_flight::{InFlightMap, InFlightView},
+    hooks::needed,
+    in_flight::InFlightView,
     net_offsets::{resolve_net, resolve_pci},
     offsets::{self, Group},
     pids::{Pids, resolve_exec},
@@ -17,6 +17,7 @@ use super::{
     pressure::Pressure,
     reads_offsets::resolve_reads,
     run::{SensorHandle, Shared},
+    under_way::UnderWay,
     window::Collect,
 };
 use aya::{
@@ -24,8 +25,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf},
 };
 use palisade_abi::{
-    ANY_MINOR, Config, CpuLosses, CudaCall, DeviceKey, DeviceRule, MAX_DEVICE_CLASSES,
-    MODEL_SUFFIX_BYTES, NetCall, PendingMap, Socket, Turn,
+    ANY_MINOR, Config, CpuLosses, DeviceKey, DeviceRule, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES,
 };
 use std::{io, sync::Arc, time::Duration};
 
@@ -40,12 +40,6 @@ pub(super) struct Maps {
     pub config: Array<MapData, Plain<Config>>,
     pub roots: HashMap<MapData, u64, u32>,
     pub losses: PerCpuHashMap<MapData, u64, Plain<CpuLosses>>,
-    pub pending: HashMap<MapData, u64, Plain<PendingMap>>,
-    pub turns: HashMap<MapData, u64, Plain<Turn>>,
-    pub reclaiming: HashMap<MapData, u64, u64>,
-    pub sockets: HashMap<MapData, u64, Plain<Socket>>,
-    pub net_calls: HashMap<MapData, u64, Plain<NetCall>>,
-    pub cuda_calls: HashMap<MapData, u64, Plain<CudaCall>>,
 }
 
 /// Loaded programs, some of them attached.
@@ -55,7 +49,7 @@ pub struct Sensors {
     pub(super) maps: Maps,
     pub(super) families: Vec<Box<dyn Collect>>,
     pub(super) ring: RingBuf<MapData>,
-    pub(super) in_flight: InFlightMap,
+    pub(super) under_way: UnderWay,
     pub(super) pids: Pids,
     pub(super) view: InFlightView,
     pub(super) pressure: Pressure,
@@ -143,16 +137,10 @@ impl Sensors {
             config: take(&mut ebpf, "CONFIG")?,
             roots: take(&mut ebpf, "ROOTS")?,
             losses: take(&mut ebpf, "LOSSES")?,
-            pending: take(&mut ebpf, "PENDING_MAPS")?,
-            turns: take(&mut ebpf, "TURNS")?,
-            reclaiming: take(&mut ebpf, "RECLAIMING")?,
-            sockets: take(&mut ebpf, "SOCKETS")?,
-            net_calls: take(&mut ebpf, "NET_CALLS")?,
-            cuda_calls: take(&mut ebpf, "CUDA_CALLS")?,
         };
         fill(&mut ebpf, &mut maps, &options)?;
-        let in_flight: InFlightMap = take(&mut ebpf, "IN_FLIGHT")?;
-        let view = InFlightView::new(&in_flight)?;
+        let under_way = UnderWay::new(&mut ebpf)?;
+        let view = InFlightView::new(&under_way.in_flight)?;
         let mut sensors = Sensors {
             ring: take(&mut ebpf, "EVENTS")?,
             families: families::all(&mut ebpf)?,
@@ -160,7 +148,7 @@ impl Sensors {
             hooks: Hooks::new(btf, missing, options.avoid, options.cuda_library),
             ebpf,
             maps,
-            in_flight,
+            under_way,
             view,
             pressure: Pressure::new(options.pressure),
             switches: Config {
@@ -204,41 +192,13 @@ impl Sensors {
     pub(super) fn apply_kinds(&mut self, wanted: u64) -> Result<(), SensorError> {
         let kinds = needed(wanted) | self.pids.kinds();
         self.hooks.detach(&mut self.ebpf, kinds);
-        self.forget_between(self.switches.kinds, kinds);
+        self.under_way.forget_between(self.switches.kinds, kinds);
         self.switches.kinds = kinds;
         self.wanted = wanted;
         self.write_config()?;
         self.hooks.attach(&mut self.ebpf, kinds);
         self.shared.set_report(self.hooks.report());
         Ok(())
-    }
-
-    /// Forgets the calls and waits under way whose hooks come or go between two sets of kinds:
-    /// nobody sees them end, and they must not be taken for the beginning of later ones. Those
-    /// whose hooks stay are kept.
-    pub(super) fn forget_between(&mut self, old: u64, new: u64) {
-        let changes = |family: u64| (old & family == 0) != (new & family == 0);
-        if changes(hooks::GPU) {
-            clear(&mut self.in_flight);
-        }
-        if changes(hooks::MAPS | hooks::UNMAPS) {
-            clear(&mut self.maps.pending);
-        }
-        if changes(hooks::SCHED) {
-            clear(&mut self.maps.turns);
-        }
-        if changes(hooks::RECLAIM) {
-            clear(&mut self.maps.reclaiming);
-        }
-        if changes(hooks::SOCKETS) {
-            clear(&mut self.maps.sockets);
-        }
-        if changes(hooks::TRANSFERS) {
-            clear(&mut self.maps.net_calls);
-        }
-        if changes(hooks::CUDA) {
-            clear(&mut self.maps.cuda_calls);
-        }
     }
 
     /// Changes whose events are recorded.
@@ -267,11 +227,7 @@ impl Sensors {
                 .map_err(|error| map_error("ROOTS", &error))?;
         }
         let all = u32::from(*scope == Scope::All);
-        // What was watched and is not any more goes on unseen: its last turns must not be taken
-        // for the beginning of later ones.
-        if all < self.switches.scope_all || old.iter().any(|root| !new.contains(root)) {
-            clear(&mut self.maps.turns);
-        }
+        let fewer = all < self.switches.scope_all || old.iter().any(|root| !new.contains(root));
         self.switches.scope_all = all;
         self.switches.generation = self.switches.generation.wrapping_add(1);
         if self.pids.set(processes)? {
@@ -280,7 +236,11 @@ impl Sensors {
             self.apply_kinds(self.wanted)?;
             self.pids.seed();
         }
-        self.write_config()
+        self.write_config()?;
+        if fewer {
+            self.under_way.forget_unwatched();
+        }
+        Ok(())
     }
 
     fn write_config(&mut self) -> Result<(), SensorError> {

@@ -32,6 +32,7 @@ mod pressure;
 mod reads_offsets;
 mod run;
 mod tracefs;
+mod under_way;
 mod window;
 
 pub use attach::{AttachReport, HookReport, ProgramRuns};
@@ -138,11 +139,9 @@ pub enum Way {
     Btf,
     /// Raw tracepoint.
     Raw,
-    /// Entry of a kernel function, by trampoline.
-    Fentry,
     /// Return of a kernel function, by trampoline.
     Fexit,
-    /// Entry or return of a kernel function, by breakpoint.
+    /// Entry and return of a kernel function, by breakpoints.
     Kprobe,
     /// Tracepoint by name.
     Tracepoint,
@@ -155,7 +154,6 @@ impl Way {
     pub const ALL: &'static [Way] = &[
         Way::Btf,
         Way::Raw,
-        Way::Fentry,
         Way::Fexit,
         Way::Kprobe,
         Way::Tracepoint,
@@ -167,7 +165,6 @@ impl Way {
         match self {
             Way::Btf => "tp_btf",
             Way::Raw => "raw_tp",
-            Way::Fentry => "fentry",
             Way::Fexit => "fexit",
             Way::Kprobe => "kprobe",
             Way::Tracepoint => "tracepoint",

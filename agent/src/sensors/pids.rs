@@ -23,7 +23,13 @@ use palisade_abi::{
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{MetadataExt as _, OpenOptionsExt as _},
+        },
+    },
     path::{Path, PathBuf},
 };
 
@@ -110,7 +116,7 @@ impl Pids {
                 .insert(Plain(padded(path)), 1, 0)
                 .map_err(|error| map_error("EXECUTABLE_PATHS", &error))?;
             // One that is not there, or only in a container, is known by its path.
-            if let Some(key) = key_of(path) {
+            if let Some(key) = kernel_key(path) {
                 self.files
                     .insert(Plain(key), 1, 0)
                     .map_err(|error| map_error("EXECUTABLES", &error))?;
@@ -228,8 +234,37 @@ fn padded(path: &Path) -> ExecutablePath {
     ExecutablePath { bytes }
 }
 
-/// The file as the kernel names it. File systems whose `stat` answers another device than they have
-/// (btrfs, overlays) yield a key that never fits; there the path decides.
+/// The file as the kernel names it: the number of its inode, and the device of its mount, which is
+/// another one than `stat` answers on btrfs and overlays.
+fn kernel_key(path: &Path) -> Option<FileKey> {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_PATH | nix::libc::O_CLOEXEC)
+        .open(path)
+        .ok()?;
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    // Linux tells the inode since 5.14; before, what `stat` says has to do.
+    key_from(&about, &mounts).or_else(|| key_of(path))
+}
+
+/// From a descriptor's `fdinfo` and the table of mounts.
+fn key_from(about: &str, mounts: &str) -> Option<FileKey> {
+    let value = |name: &str| about.lines().find_map(|line| line.strip_prefix(name));
+    let (mount, inode) = (value("mnt_id:")?.trim(), value("ino:")?.trim());
+    let device = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        (words.next() == Some(mount)).then(|| words.nth(1))?
+    })?;
+    let (major, minor) = device.split_once(':')?;
+    Some(FileKey {
+        inode: inode.parse().ok()?,
+        device: (major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?,
+        pad: 0,
+    })
+}
+
+/// The file as `stat` names it.
 fn key_of(path: &Path) -> Option<FileKey> {
     let file = fs::metadata(path).ok()?;
     Some(FileKey {
@@ -278,6 +313,12 @@ impl Process {
     }
 }
 
+/// When this process started, `CLOCK_BOOTTIME` nanoseconds, rounded down to a clock tick.
+pub(super) fn own_start_ns() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    Some(Process::parse(&stat)?.entry().start_ns)
+}
+
 fn all_processes() -> HashMap<u32, Process> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return HashMap::new();
@@ -322,6 +363,21 @@ mod tests {
         assert!(!script_of(b"/usr/bin/vi\0a\0b\0/usr/bin/vllm\0", is_one));
         assert!(!script_of(b"/usr/bin/vllm\0serve\0", is_one));
         assert!(!script_of(b"", is_one));
+    }
+
+    #[test]
+    fn a_file_is_named_by_its_inode_and_its_mount_s_device() {
+        let about = "pos:\t0\nflags:\t012000000\nmnt_id:\t36\nino:\t4711\n";
+        let mounts = "3 1 8:1 / / rw - ext4 x rw\n36 3 0:45 / /m rw - overlay o rw\n";
+        let key = key_from(about, mounts).expect("both are there");
+        assert_eq!((key.inode, key.device), (4711, 45));
+        assert_eq!(key_from("mnt_id:\t36\n", mounts), None);
+        assert_eq!(key_from(about, "3 1 8:1 / / rw\n"), None);
+        let own = Path::new("/proc/self/exe");
+        assert_eq!(
+            kernel_key(own).map(|key| key.inode),
+            key_of(own).map(|key| key.inode)
+        );
     }
 
     #[test]

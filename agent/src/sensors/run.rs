@@ -12,6 +12,7 @@ use super::{
     boot_now_ns,
     drain::{Entry, decode},
     losses::Losses,
+    pids::own_start_ns,
     window::{Told, Windows},
 };
 use crate::batch::Batch;
@@ -53,6 +54,9 @@ pub trait Sink {
 /// Numbers about the sensors themselves.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct SensorStats {
+    /// From the start of the agent's process (to a clock tick) to the first batch that was not
+    /// empty, nanoseconds.
+    pub first_records_ns: Option<u64>,
     /// Batches delivered.
     pub batches: u64,
     /// Records delivered, samples included.
@@ -213,7 +217,7 @@ impl Sensors {
             }
             if stop {
                 self.hooks.detach(&mut self.ebpf, 0);
-                self.forget_between(self.switches.kinds, 0);
+                self.under_way.forget_between(self.switches.kinds, 0);
                 self.shared.set_report(self.hooks.report());
                 return Ok(());
             }
@@ -402,6 +406,9 @@ impl Turn<'_> {
         records.sort_by_key(|record| record.header.time_ns);
         let newest = records.last().map_or(0, |record| record.header.time_ns);
         let now_ns = boot_now_ns().max(newest);
+        if self.stats.first_records_ns.is_none() && !records.is_empty() {
+            self.stats.first_records_ns = own_start_ns().map(|start| now_ns.saturating_sub(start));
+        }
         let parts = records.len().div_ceil(MAX_BATCH).max(1);
         for part in 0..parts {
             let end = records.len().min((part + 1) * MAX_BATCH);

@@ -1,3 +1,5 @@
+use crate::{Record, abi::Histogram};
+
 /// Counts by powers of two: bucket 0 holds 0, bucket n holds 2ⁿ⁻¹ up to 2ⁿ − 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log2Histogram {
@@ -20,6 +22,21 @@ impl Log2Histogram {
         let bucket = (u64::BITS - value.leading_zeros()) as usize;
         self.buckets[bucket] = self.buckets[bucket].saturating_add(1);
         self.total = self.total.saturating_add(1);
+    }
+
+    /// Adds a record of a histogram (`sample-runq`, `sample-first-byte`), in microseconds: bucket n
+    /// of both means the same. `false` for any other record, which changes nothing. One window of a
+    /// process may come in up to four records, one for each part that is not zero.
+    pub fn add_record(&mut self, record: &Record) -> bool {
+        let Some(part) = record.get::<Histogram>() else {
+            return false;
+        };
+        let first = usize::from(record.header.flags).min(self.buckets.len());
+        for (bucket, count) in self.buckets[first..].iter_mut().zip(part.counts) {
+            *bucket = bucket.saturating_add(u64::from(count));
+            self.total = self.total.saturating_add(u64::from(count));
+        }
+        true
     }
 
     /// Values counted.
@@ -53,6 +70,29 @@ impl Log2Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Kind, abi::SampleCpu};
+
+    #[test]
+    fn parts_from_the_kernel_are_put_together() {
+        let proc = crate::testing::Proc::new(1, 2);
+        let mut histogram = Log2Histogram::default();
+        // 10 values under 1 µs, 80 of 1 µs, 9 of 64 to 127 µs, 1 of at least 4.2 s.
+        let low = proc.histogram(Kind::SampleRunq, 0, [10, 80, 0, 0, 0, 0]);
+        let high = proc.histogram(Kind::SampleRunq, 6, [0, 9, 0, 0, 0, 0]);
+        let last = proc.histogram(Kind::SampleRunq, 18, [0, 0, 0, 0, 0, 1]);
+        assert!(histogram.add_record(&low) && histogram.add_record(&high));
+        assert!(histogram.add_record(&last));
+        assert!(!histogram.add_record(&proc.sample(SampleCpu::default())));
+        assert_eq!(histogram.count(), 100);
+        assert_eq!(histogram.quantile(0.1), Some(0));
+        assert_eq!(histogram.quantile(0.9), Some(1));
+        assert_eq!(histogram.quantile(0.99), Some(127));
+        assert_eq!(histogram.quantile(1.0), Some((1 << 23) - 1));
+        let mut nonsense = low;
+        nonsense.header.flags = u16::MAX;
+        assert!(histogram.add_record(&nonsense));
+        assert_eq!(histogram.count(), 100);
+    }
 
     #[test]
     fn quantiles_are_bucket_ends() {

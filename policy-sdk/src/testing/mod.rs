@@ -9,7 +9,7 @@ mod manifest;
 mod records;
 
 pub use manifest::Manifest;
-pub use records::Proc;
+pub use records::{Proc, absent};
 
 use crate::{Action, Described, MS, Policy, Record, Request, Requests, SECOND, Setting, Settings};
 

@@ -1,8 +1,17 @@
 use crate::abi::{
-    Exec, Exit, Fork, GpuCall, Header, Lost, MapCall, ModelFile, SampleGpu, SampleMaps,
-    SampleSched, kind,
+    Absent, Body, Exec, Exit, Fork, GpuCall, Header, Histogram, Lost, MODEL_DIRECT, MapCall,
+    ModelFile, SampleGpu, SampleMaps, SampleSched, kind,
 };
-use crate::{ProcessId, Record};
+use crate::{Kind, ProcessId, Record};
+
+/// `ABSENT`: the agent says that these kinds cannot be had.
+pub fn absent(kinds: &[Kind]) -> Record {
+    let body = Absent {
+        kinds: kinds.iter().fold(0, |bits, kind| bits | kind.bit()),
+        ..Absent::default()
+    };
+    Record::new(Header::default(), body)
+}
 
 /// A scripted process: makes records with its header. The harness sets their time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +42,22 @@ impl Proc {
             tid: self.id.pid,
             ..Header::default()
         }
+    }
+
+    /// A record with that body, whose first kind it is of. For the bodies that belong to one kind
+    /// alone, like `SampleCpu` (time on and off the CPU), `SampleFaults`, `SampleSyscalls`,
+    /// `SampleReclaim`, `OomVictim`, `SamplePressure`, `SampleNet`, `SampleInference`,
+    /// `SampleGpuCommand`, `SampleReads`, `SampleCuda` and `GpuError`.
+    pub fn sample<B: Body>(&self, body: B) -> Record {
+        Record::new(self.header(), body)
+    }
+
+    /// `SAMPLE_RUNQ` or `SAMPLE_FIRST_BYTE`: a part of a histogram from `first_bucket` on, a multiple
+    /// of 6. Bucket 0 is under 1 µs, bucket n from 2ⁿ⁻¹ to under 2ⁿ µs.
+    pub fn histogram(&self, kind: Kind, first_bucket: u16, counts: [u32; 6]) -> Record {
+        let mut record = Record::new(self.header(), Histogram { counts });
+        (record.header.kind, record.header.flags) = (kind as u16, first_bucket);
+        record
     }
 
     /// `SAMPLE_GPU`: driver calls on a device class in one sampling window.
@@ -96,6 +121,13 @@ impl Proc {
                 fd: 3,
             },
         )
+    }
+
+    /// `MODEL_OPEN` with `O_DIRECT`: past the page cache.
+    pub fn model_open_direct(&self, device: u32, inode: u64, bytes: u64) -> Record {
+        let mut record = self.model_open(device, inode, bytes);
+        record.header.flags = MODEL_DIRECT;
+        record
     }
 
     /// `MODEL_MAP`: `bytes` of a model file were mapped.

@@ -81,6 +81,11 @@ mod tests {
         assert!(parse("").expect("good").lists("variants", "perf"));
         assert!(parse("--minutes").is_err());
         assert!(parse("--hours 3").is_err());
-        assert!(parse("--minutes x").expect("read later").value("minutes", 1.0).is_err());
+        assert!(
+            parse("--minutes x")
+                .expect("read later")
+                .value("minutes", 1.0)
+                .is_err()
+        );
     }
 }

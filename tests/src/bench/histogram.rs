@@ -77,7 +77,10 @@ mod tests {
     fn a_bucket_begins_at_most_a_64th_below_its_values() {
         for value in (0..100_000).chain([1 << 40, (1 << 40) + 12_345, u64::MAX]) {
             let start = begin(bucket(value));
-            assert!(start <= value && value - start <= value / PER_DOUBLING, "{value}: {start}");
+            assert!(
+                start <= value && value - start <= value / PER_DOUBLING,
+                "{value}: {start}"
+            );
             assert_eq!(bucket(start), bucket(value));
         }
     }
@@ -91,7 +94,9 @@ mod tests {
         all.merge(&low);
         assert_eq!(all.total(), 100);
         assert_eq!((all.quantile(0.5), all.quantile(0.01)), (50, 1));
-        assert_eq!(all.quantile(0.99), 98, "99 lies in the bucket that begins at 98");
+        assert_eq!(all.quantile(0.99), 99);
+        all.add(1001);
+        assert_eq!(all.quantile(1.0), 1000, "the begin of its bucket");
         assert_eq!(Histogram::default().quantile(0.99), 0);
     }
 }

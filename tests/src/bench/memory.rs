@@ -67,9 +67,8 @@ impl Map {
             HASH | PERCPU_HASH | LRU_HASH | LRU_PERCPU_HASH => {
                 let lru = matches!(self.kind, LRU_HASH | LRU_PERCPU_HASH);
                 let per_cpu = self.per_cpu();
-                let element = ELEMENT
-                    + self.key.next_multiple_of(8)
-                    + if per_cpu { POINTER } else { value };
+                let element =
+                    ELEMENT + self.key.next_multiple_of(8) + if per_cpu { POINTER } else { value };
                 let table = BUCKET * self.entries.next_power_of_two() + LOCKS * cpus;
                 if self.on_demand() {
                     let mut entry = element + NODE;
@@ -157,6 +156,14 @@ impl Held {
     }
 }
 
+/// CPUs for which the kernel makes room, 1 if it does not say.
+pub fn possible_cpus() -> u64 {
+    let text = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    // `0-1`, or `0`.
+    let last = text.trim().rsplit(['-', ',']).next().unwrap_or_default();
+    last.parse::<u64>().map_or(1, |last| last + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,7 +179,10 @@ mod tests {
         held.take("prog_type:\t5\nprog_jited:\t1\nprog_tag:\tab\nmemlock:\t4096\nprog_id:\t3\n");
         held.take("pos:\t0\nflags:\t02\n");
         let map = held.maps[&7];
-        assert_eq!((map.kind, map.key, map.value, map.entries), (PERCPU_HASH, 24, 72, 4096));
+        assert_eq!(
+            (map.kind, map.key, map.value, map.entries),
+            (PERCPU_HASH, 24, 72, 4096)
+        );
         assert_eq!((held.reported(), held.program_bytes()), (1_049_088, 4096));
     }
 
@@ -190,8 +200,14 @@ mod tests {
         let table = 16_384 + 64;
         assert_eq!(map(HASH, 0).bytes(2, 9), table + 96 * 1002 + 16);
         assert_eq!(map(LRU_HASH, 0).bytes(2, 9), table + 96 * 1000);
-        assert_eq!(map(PERCPU_HASH, 0).bytes(2, 9), table + 80 * 1000 + 24 * 2 * 1000);
-        assert_eq!(map(PERCPU_HASH, ON_DEMAND).bytes(2, 9), table + 9 * (80 + 8 + 16 + 48));
+        assert_eq!(
+            map(PERCPU_HASH, 0).bytes(2, 9),
+            table + 80 * 1000 + 24 * 2 * 1000
+        );
+        assert_eq!(
+            map(PERCPU_HASH, ON_DEMAND).bytes(2, 9),
+            table + 9 * (80 + 8 + 16 + 48)
+        );
         assert_eq!(map(ARRAY, 0).bytes(2, 9), 24 * 1000);
         assert_eq!(map(99, 0).bytes(2, 9), 5, "what is unknown is as reported");
     }
@@ -205,6 +221,9 @@ mod tests {
             entries: 4096,
             ..Map::default()
         };
-        assert_eq!(map.bytes(128, 0) - map.bytes(64, 0), 64 * (72 * 4096 + LOCKS));
+        assert_eq!(
+            map.bytes(128, 0) - map.bytes(64, 0),
+            64 * (72 * 4096 + LOCKS)
+        );
     }
 }

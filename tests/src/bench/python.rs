@@ -51,7 +51,10 @@ fn run(command: &mut Command) -> Result<()> {
         .with_context(|| format!("cannot start {command:?}"))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        bail!("{command:?}: {}", text.lines().next_back().unwrap_or_default());
+        bail!(
+            "{command:?}: {}",
+            text.lines().next_back().unwrap_or_default()
+        );
     }
     Ok(())
 }

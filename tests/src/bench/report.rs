@@ -7,7 +7,11 @@ pub fn machine() -> String {
     let model = fs::read_to_string("/proc/cpuinfo")
         .unwrap_or_default()
         .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_owned()))
+        .find_map(|line| {
+            line.strip_prefix("model name")?
+                .split_once(':')
+                .map(|(_, name)| name.trim().to_owned())
+        })
         .unwrap_or_else(|| std::env::consts::ARCH.to_owned());
     format!(
         "machine: {} CPUs ({model}), kernel {}, bpf_stats {}",
@@ -39,5 +43,8 @@ pub fn cpu_ticks() -> (u64, u64) {
         .filter_map(|word| word.parse().ok())
         .collect();
     // user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user.
-    (numbers.iter().take(8).sum(), numbers.get(7).copied().unwrap_or(0))
+    (
+        numbers.iter().take(8).sum(),
+        numbers.get(7).copied().unwrap_or(0),
+    )
 }

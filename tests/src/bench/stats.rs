@@ -93,7 +93,10 @@ pub fn slope(points: &[(f64, f64)]) -> f64 {
     let count = points.len() as f64;
     let mean_x = points.iter().map(|(x, _)| x).sum::<f64>() / count;
     let mean_y = points.iter().map(|(_, y)| y).sum::<f64>() / count;
-    let above: f64 = points.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
+    let above: f64 = points
+        .iter()
+        .map(|(x, y)| (x - mean_x) * (y - mean_y))
+        .sum();
     let below: f64 = points.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
     if below > 0.0 { above / below } else { 0.0 }
 }
@@ -133,8 +136,19 @@ mod tests {
     #[test]
     fn the_quantile_is_the_table_s() {
         // Values of the printed tables.
-        for (degrees, expected) in [(1, 6.314), (9, 1.833), (30, 1.697), (40, 1.684), (60, 1.671), (120, 1.658)] {
-            assert!((t95(degrees) - expected).abs() < 0.0006, "{degrees}: {}", t95(degrees));
+        for (degrees, expected) in [
+            (1, 6.314),
+            (9, 1.833),
+            (30, 1.697),
+            (40, 1.684),
+            (60, 1.671),
+            (120, 1.658),
+        ] {
+            assert!(
+                (t95(degrees) - expected).abs() < 0.0006,
+                "{degrees}: {}",
+                t95(degrees)
+            );
         }
         assert!(t95(0).is_infinite());
         assert!((t95(1_000_000) - Z95).abs() < 1e-5);

@@ -74,7 +74,9 @@ impl Variant {
             Variant::Bpftrace => "bpftrace tests/bench/default.bt: the same signals",
             Variant::Perf => "perf trace -s of the same system calls",
             Variant::PalisadeAll => "palisade run with a policy that subscribes to every signal",
-            Variant::BpftraceAll => "bpftrace tests/bench/all.bt: the same signals as far as tracepoints give them",
+            Variant::BpftraceAll => {
+                "bpftrace tests/bench/all.bt: the same signals as far as tracepoints give them"
+            }
             Variant::PerfAll => "perf record of the same tracepoints, written to nowhere",
         }
     }
@@ -230,7 +232,9 @@ fn bpftrace(cgroup: &TestCgroup, script: &str) -> Result<Running> {
     });
     if ready.recv_timeout(PATIENCE).is_err() {
         drop(ward);
-        let text = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
+        let text = errors
+            .and_then(|thread| thread.join().ok())
+            .unwrap_or_default();
         bail!("{script} does not run here: {}", last_lines(&text));
     }
     std::thread::sleep(WARM_UP);
@@ -249,8 +253,14 @@ fn perf(cgroup: &TestCgroup, words: &[&str]) -> Result<Running> {
     let errors = ward.0.stderr.take().map(read_all);
     std::thread::sleep(PERF_WARM_UP);
     if let Some(status) = ward.0.try_wait()? {
-        let text = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
-        bail!("perf {} does not run here ({status}): {}", words[0], last_lines(&text));
+        let text = errors
+            .and_then(|thread| thread.join().ok())
+            .unwrap_or_default();
+        bail!(
+            "perf {} does not run here ({status}): {}",
+            words[0],
+            last_lines(&text)
+        );
     }
     Ok(Running::Tool(ward))
 }
@@ -264,7 +274,10 @@ fn read_all(from: impl std::io::Read + Send + 'static) -> std::thread::JoinHandl
 }
 
 fn last_lines(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     lines[lines.len().saturating_sub(3)..].join(" / ")
 }
 

@@ -222,7 +222,9 @@ impl Watched {
                 return Ok(());
             }
             if Instant::now() > until {
-                bail!("what was made is not delivered after {patience:?}: {waiting} batches wait for policies");
+                bail!(
+                    "what was made is not delivered after {patience:?}: {waiting} batches wait for policies"
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }

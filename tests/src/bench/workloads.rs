@@ -5,6 +5,7 @@
 
 use super::loads::{Load, Made};
 use super::python;
+use super::tracers::cgroup_cpu_seconds;
 use crate::TestCgroup;
 use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
@@ -54,10 +55,18 @@ impl Workload {
     /// What it is, for people.
     pub fn what(self) -> &'static str {
         match self {
-            Workload::Serving => "ONNX Runtime on the CPU behind HTTP on loopback, one server a CPU; requests",
-            Workload::Hackbench => "hackbench over pipes, 2 groups of 40 processes; messages (it tells no latency)",
-            Workload::Switches => "2 pairs of threads on each CPU that hand a byte to and fro; round trips",
-            Workload::Calls => "one process a CPU that asks /dev/ptmx for its window size without a pause; calls",
+            Workload::Serving => {
+                "ONNX Runtime on the CPU behind HTTP on loopback, one server a CPU; requests"
+            }
+            Workload::Hackbench => {
+                "hackbench over pipes, 2 groups of 40 processes; messages (it tells no latency)"
+            }
+            Workload::Switches => {
+                "2 pairs of threads on each CPU that hand a byte to and fro; round trips"
+            }
+            Workload::Calls => {
+                "one process a CPU that asks /dev/ptmx for its window size without a pause; calls"
+            }
         }
     }
 
@@ -146,6 +155,11 @@ impl Prepared {
             bail!("{} made nothing", self.workload.name());
         }
         Ok(made)
+    }
+
+    /// CPU time of its processes so far, seconds.
+    pub fn cpu_seconds(&self) -> f64 {
+        cgroup_cpu_seconds(&self.cgroup).unwrap_or(0.0)
     }
 
     fn each_cpu(&self, words: &[&str]) -> Result<Vec<Load>> {

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use palisade_tests::bench::arguments::Arguments;
 use palisade_tests::bench::loads::Load;
-use palisade_tests::bench::memory::Held;
+use palisade_tests::bench::memory::{Held, possible_cpus};
 use palisade_tests::bench::report;
 use palisade_tests::bench::stats::{median, slope};
 use palisade_tests::bench::tracers::configuration;
@@ -21,8 +21,7 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 const MIB: f64 = 1024.0 * 1024.0;
 
 fn main() -> Result<ExitCode> {
-    let arguments =
-        Arguments::of_process(&["idle-seconds", "starts", "soak", "churn"], USAGE)?;
+    let arguments = Arguments::of_process(&["idle-seconds", "starts", "soak", "churn"], USAGE)?;
     if let Some(why) = cannot_run_live() {
         println!("SKIPPED footprint: {why}");
         return Ok(ExitCode::SUCCESS);
@@ -30,7 +29,10 @@ fn main() -> Result<ExitCode> {
     println!("{}", report::machine());
     if arguments.text("soak").is_some() {
         let minutes: f64 = arguments.value("soak", 10.0)?;
-        soak(Duration::try_from_secs_f64(minutes * 60.0)?, arguments.value("churn", 200)?)?;
+        soak(
+            Duration::try_from_secs_f64(minutes * 60.0)?,
+            arguments.value("churn", 200)?,
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     let idle = Duration::from_secs(arguments.value("idle-seconds", 30)?);
@@ -80,9 +82,13 @@ fn memory_and_idle(idle: Duration, all_signals: bool) -> Result<()> {
     std::thread::sleep(Duration::from_secs(2));
     let (begun, before) = (Instant::now(), cpu_time(pid)?);
     std::thread::sleep(idle);
-    let used = (cpu_time(pid)?.saturating_sub(before)).as_secs_f64() / begun.elapsed().as_secs_f64();
+    let used =
+        (cpu_time(pid)?.saturating_sub(before)).as_secs_f64() / begun.elapsed().as_secs_f64();
     let resident = memory(pid)?;
-    let children: u64 = children(pid).into_iter().filter_map(|pid| memory(pid).ok()).sum();
+    let children: u64 = children(pid)
+        .into_iter()
+        .filter_map(|pid| memory(pid).ok())
+        .sum();
     let held = Held::by(pid);
     println!(
         "  RSS {:.1} MiB, keeper {:.1} MiB; eBPF maps {:.1} MiB ({} maps), programs {:.1} MiB ({}); in all {:.1} MiB, aim: 64 MiB",
@@ -94,7 +100,7 @@ fn memory_and_idle(idle: Duration, all_signals: bool) -> Result<()> {
         held.programs.len(),
         (resident + children + held.reported() + held.program_bytes()) as f64 / MIB
     );
-    let here = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let here = possible_cpus();
     let (cpus, processes) = LARGE;
     println!(
         "  maps computed: here {:.1} MiB with nothing in the growing ones; with {cpus} CPUs and {processes} processes in \

@@ -11,10 +11,8 @@ const USAGE: &str =
     "storm [--seconds 30] [--per-second 200000] [--churn 2000] [--churn-seconds 10]";
 
 fn main() -> Result<ExitCode> {
-    let arguments = Arguments::of_process(
-        &["seconds", "per-second", "churn", "churn-seconds"],
-        USAGE,
-    )?;
+    let arguments =
+        Arguments::of_process(&["seconds", "per-second", "churn", "churn-seconds"], USAGE)?;
     if let Some(why) = cannot_run_live() {
         println!("SKIPPED storm: {why}");
         return Ok(ExitCode::SUCCESS);
@@ -34,7 +32,10 @@ fn main() -> Result<ExitCode> {
         seconds: normal.seconds.min(5),
         ..normal.clone()
     };
-    for (what, storm) in [("as configured by default", &normal), ("with little room", &narrow)] {
+    for (what, storm) in [
+        ("as configured by default", &normal),
+        ("with little room", &narrow),
+    ] {
         println!(
             "\nstorm {what}: {} events/s from {} processes for {} s, ring buffer {}, policy queue {} batches",
             storm.per_second,
@@ -53,7 +54,10 @@ fn main() -> Result<ExitCode> {
     }
     let churn: u64 = arguments.value("churn", 2000)?;
     println!("\nidentity under {churn} short-lived processes a second");
-    println!("{}", identity::run(churn, arguments.value("churn-seconds", 10)?)?);
+    println!(
+        "{}",
+        identity::run(churn, arguments.value("churn-seconds", 10)?)?
+    );
     Ok(if exact {
         ExitCode::SUCCESS
     } else {

@@ -6,7 +6,7 @@
 use crate::{net::print_costs, support::*};
 use nix::{libc, unistd::Pid};
 use palisade::sensors::{SensorOptions, Sensors};
-use palisade_abi::{Kind, SampleCuda, kind};
+use palisade_abi::{Kind, Record, SampleCuda, kind};
 use std::{
     ffi::CString,
     os::unix::ffi::OsStrExt,
@@ -85,7 +85,7 @@ fn sum(seen: &Seen, pid: Pid) -> (u64, [u64; 4]) {
     let of_process = seen
         .of(kind::SAMPLE_CUDA)
         .filter(|record| record.header.pid == pid.as_raw() as u32)
-        .filter_map(|record| record.get::<SampleCuda>());
+        .filter_map(Record::get::<SampleCuda>);
     of_process.fold((0, [0; 4]), |(blocked_ns, counts), sample| {
         let more = [
             sample.launches,

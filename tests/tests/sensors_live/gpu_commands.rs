@@ -5,6 +5,7 @@
 
 use crate::{
     contention::{NOT_PERMITTED, hold_for},
+    cpu::tell_costs,
     support::*,
 };
 use palisade_abi::{GpuCall, Kind, SampleGpuCommand, UNKNOWN_COMMAND, command_of, kind};
@@ -67,7 +68,10 @@ fn driver_calls_are_counted_by_command_and_refused_ones_together() {
     stranger.start();
     child.wait_done();
     stranger.wait_done();
+    watch.settle();
+    let handle = watch.handle.clone();
     let seen = watch.stop();
+    tell_costs(&handle);
     assert_eq!((child.finish(), stranger.finish()), (0, 0));
 
     seen.assert_none_lost();

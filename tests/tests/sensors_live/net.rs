@@ -167,9 +167,10 @@ fn drop_all(stream: &TcpStream, drop: bool) {
         len: 1,
         filter: &raw mut all,
     };
-    let option = match drop {
-        true => libc::SO_ATTACH_FILTER,
-        false => libc::SO_DETACH_FILTER,
+    let option = if drop {
+        libc::SO_ATTACH_FILTER
+    } else {
+        libc::SO_DETACH_FILTER
     };
     let length = size_of_val(&program) as libc::socklen_t;
     // SAFETY: the kernel copies the program, which lives until then.

@@ -1,8 +1,8 @@
 //! Reads of model files: every byte is counted for the file that it came from, and no other byte.
 //!
-//! Invariant: the files are the test's own, in a temporary folder, on a disk where `O_DIRECT` works.
+//! Invariant: the files are the test's own, in a temporary folder, on a disk where `O_DIRECT` should work.
 
-use crate::support::*;
+use crate::{cpu::tell_costs, support::*};
 use nix::{
     fcntl::{OFlag, open},
     libc,
@@ -59,6 +59,11 @@ fn sums(seen: &Seen) -> BTreeMap<u64, (u64, u32)> {
     sums
 }
 
+/// `None` where the file system does not know how (tmpfs before Linux 6.6).
+fn open_direct(path: &Path) -> Option<OwnedFd> {
+    open(path, FLAGS | OFlag::O_DIRECT, Mode::empty()).ok()
+}
+
 fn open_file(path: &Path, flags: OFlag) -> OwnedFd {
     open(path, flags, Mode::empty()).expect("the test's own file")
 }
@@ -71,8 +76,9 @@ fn read_all(file: &OwnedFd, piece: usize) {
 
 #[test]
 fn every_way_of_reading_a_model_counts_its_bytes_exactly() {
+    const NAME: &str = "every_way_of_reading_a_model_counts_its_bytes_exactly";
     const MIB: usize = 1 << 20;
-    let Some(object) = object("every_way_of_reading_a_model_counts_its_bytes_exactly") else {
+    let Some(object) = object(NAME) else {
         return;
     };
     let files = Files::new();
@@ -118,7 +124,9 @@ fn every_way_of_reading_a_model_counts_its_bytes_exactly() {
         let mut piece = vec![0; MIB];
         let _ = read(&file, &mut piece);
         // O_DIRECT wants an aligned buffer.
-        let file = open_file(&direct, FLAGS | OFlag::O_DIRECT);
+        let Some(file) = open_direct(&direct) else {
+            return 0;
+        };
         let mut room = vec![0; MIB];
         let start = room.as_ptr().align_offset(4096);
         let aligned = &mut room[start..start + (512 << 10)];
@@ -140,20 +148,29 @@ fn every_way_of_reading_a_model_counts_its_bytes_exactly() {
     stranger.start();
     child.wait_done();
     stranger.wait_done();
+    watch.settle();
+    let handle = watch.handle.clone();
     let seen = watch.stop();
+    tell_costs(&handle);
     assert_eq!((child.finish(), stranger.finish()), (0, 0));
 
     seen.assert_none_lost();
     seen.assert_from(pid, workload);
     let mib = MIB as u64;
-    let expected = BTreeMap::from([
+    let knows_direct = open_direct(&direct).is_some();
+    if !knows_direct {
+        eprintln!("SKIPPED a part of {NAME}: this file system has no O_DIRECT");
+    }
+    let mut expected = BTreeMap::from([
         (
             inode(&named),
             (mib + 100 + 1000 + 50 + 3 * 1024, 17 + 2 + 3),
         ),
         (inode(&hashed), (4 * mib, 3 + 1)),
-        (inode(&direct), (2 * mib, 4)),
     ]);
+    if knows_direct {
+        expected.insert(inode(&direct), (2 * mib, 4));
+    }
     assert_eq!(sums(&seen), expected);
     let opens: Vec<(u64, bool)> = seen
         .of(kind::MODEL_OPEN)
@@ -163,15 +180,13 @@ fn every_way_of_reading_a_model_counts_its_bytes_exactly() {
         })
         .collect();
     let (named, hashed, direct) = (inode(&named), inode(&hashed), inode(&direct));
-    assert_eq!(
-        opens,
-        [
-            (named, false),
-            (hashed, false),
-            (hashed, false),
-            (direct, true)
-        ]
-    );
+    let expected = [
+        (named, false),
+        (hashed, false),
+        (hashed, false),
+        (direct, true),
+    ];
+    assert_eq!(opens, expected[..3 + usize::from(knows_direct)]);
 }
 
 #[test]
@@ -186,11 +201,12 @@ fn a_descriptor_that_is_used_again_is_not_mistaken_for_the_model() {
     let inside = Cgroup::new();
     let child = Child::new(|| {
         let number = open_file(&model, FLAGS).into_raw_fd();
-        // SAFETY (all): the number is this child's own, and whatever is behind it is open.
+        // SAFETY: the number is this child's own, and whatever is behind it is open.
         let file = || std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
         for _ in 0..3 {
             // Another file gets the number by an open, by dup2 over it, or as a pipe's end.
             read_all(&file(), 4096); // 8192 of the model
+            // SAFETY: as above.
             drop(unsafe { OwnedFd::from_raw_fd(number) });
             let next = open_file(&other, FLAGS);
             if next.as_raw_fd() != number {

@@ -96,7 +96,10 @@ impl Shells {
     /// Commands that read the model `times` times, each in a process of its own.
     fn reading(&self, times: u32) -> String {
         let model = self.0.path().join("m.gguf");
-        let one = format!("dd if={} of=/dev/null bs=4096 status=none\n", model.display());
+        let one = format!(
+            "dd if={} of=/dev/null bs=4096 status=none\n",
+            model.display()
+        );
         one.repeat(times as usize)
     }
 

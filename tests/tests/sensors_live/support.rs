@@ -17,9 +17,7 @@ use palisade::{
     identity::layout::{Flavour, Layout},
     sensors::{InFlightView, Scope, SensorHandle, SensorOptions, Sensors, Sink, WatchedDevice},
 };
-use palisade_abi::{
-    Body, FileKey, Kind, LOSS_HOOK_SKIPPED, LOSS_STATE_MAP, Lost, Record, kind,
-};
+use palisade_abi::{Body, FileKey, Kind, LOSS_HOOK_SKIPPED, LOSS_STATE_MAP, Lost, Record, kind};
 use palisade_core::WorkloadId;
 pub use palisade_tests::PATIENCE;
 use palisade_tests::cannot_run_live;
@@ -255,7 +253,7 @@ impl Watch {
     }
 
     /// Runs sensors, whatever they could attach.
-    pub fn of(mut sensors: Sensors) -> Self {
+    pub fn of(sensors: Sensors) -> Self {
         let (handle, view) = (sensors.handle(), sensors.in_flight());
         let (seen, hold) = (Arc::<Mutex<Seen>>::default(), Arc::<AtomicBool>::default());
         let mut sink = Collector {
@@ -348,8 +346,8 @@ impl Seen {
 
     /// Nothing was lost but calls that the kernel did not run our programs for, which it counts; how many.
     ///
-    /// Since 7.0 it may preempt a program (tracepoints are guarded by SRCU, no longer by disabled preemption); until
-    /// that one goes on, programs of others are skipped on its CPU. On an emulated processor that is frequent.
+    /// From 7.0 on that is frequent on an emulated processor (docs/kernels.md): presumably a program may be
+    /// preempted there, and until it goes on, programs of others are skipped on its CPU.
     pub fn assert_none_lost_but_skipped(&self) -> u64 {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("release");
         let major = release.split('.').next().and_then(|word| word.parse().ok());
@@ -358,7 +356,8 @@ impl Seen {
         }
         let skipped = self.lost(LOSS_HOOK_SKIPPED);
         let others = self.bodies::<Lost>(kind::LOST).into_iter();
-        let others = others.filter(|lost| !matches!(lost.source, LOSS_HOOK_SKIPPED | LOSS_STATE_MAP));
+        let others =
+            others.filter(|lost| !matches!(lost.source, LOSS_HOOK_SKIPPED | LOSS_STATE_MAP));
         assert_eq!(others.collect::<Vec<_>>(), [], "records were lost");
         skipped
     }

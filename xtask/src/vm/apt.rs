@@ -51,6 +51,8 @@ impl Apt {
             format!("Dir::State::lists={folder}/lists"),
             format!("Dir::Cache={folder}/cache"),
             "Acquire::Languages=none".into(),
+            // Or a list that could not be fetched would be a warning.
+            "APT::Update::Error-Mode=any".into(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".into(),
             // Root would become a user who may not write here.
             "APT::Sandbox::User=root".into(),

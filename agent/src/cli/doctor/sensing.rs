@@ -66,7 +66,11 @@ fn hooks(report: &AttachReport) -> Vec<Check> {
 fn hook(hook: &HookReport) -> Check {
     let name = format!("hook: {}", hook.name);
     if let Some(place) = &hook.attached {
-        let above: Vec<&str> = hook.failed.iter().map(|(place, _)| place.as_str()).collect();
+        let above: Vec<&str> = hook
+            .failed
+            .iter()
+            .map(|(place, _)| place.as_str())
+            .collect();
         return Check::ok(
             name,
             if above.is_empty() {

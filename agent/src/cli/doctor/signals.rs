@@ -14,7 +14,13 @@ pub(super) fn table(signals: &[SignalReport], style: Style) -> String {
             ("ABSENT", Colour::Yellow)
         };
         for (index, hook) in signal.hooks.iter().enumerate() {
-            let first = |text: &str| if index == 0 { text.to_owned() } else { String::new() };
+            let first = |text: &str| {
+                if index == 0 {
+                    text.to_owned()
+                } else {
+                    String::new()
+                }
+            };
             let failed: Vec<String> = hook
                 .failed
                 .iter()
@@ -24,7 +30,10 @@ pub(super) fn table(signals: &[SignalReport], style: Style) -> String {
                 (first(signal.signal), None),
                 (first(mark), Some(colour)),
                 (hook.hook.clone(), None),
-                (hook.attached.clone().unwrap_or_else(|| "-".to_owned()), None),
+                (
+                    hook.attached.clone().unwrap_or_else(|| "-".to_owned()),
+                    None,
+                ),
                 (failed.join("; "), None),
             ]);
         }
@@ -48,7 +57,10 @@ mod tests {
             SignalReport {
                 signal: "sample-sched",
                 available: true,
-                hooks: vec![hook("switch", Some("raw_tp:x")), hook("wake", Some("raw_tp:y"))],
+                hooks: vec![
+                    hook("switch", Some("raw_tp:x")),
+                    hook("wake", Some("raw_tp:y")),
+                ],
             },
             SignalReport {
                 signal: "gpu-error",
@@ -61,8 +73,21 @@ mod tests {
             .lines()
             .map(|line| line.split_whitespace().collect())
             .collect();
-        assert_eq!(lines[1], ["sample-sched", "ok", "switch", "raw_tp:x", "tp_btf:x:", "refused"]);
+        assert_eq!(
+            lines[1],
+            [
+                "sample-sched",
+                "ok",
+                "switch",
+                "raw_tp:x",
+                "tp_btf:x:",
+                "refused"
+            ]
+        );
         assert_eq!(lines[2], ["wake", "raw_tp:y", "tp_btf:x:", "refused"]);
-        assert_eq!(lines[3], ["gpu-error", "ABSENT", "xid", "-", "tp_btf:x:", "refused"]);
+        assert_eq!(
+            lines[3],
+            ["gpu-error", "ABSENT", "xid", "-", "tp_btf:x:", "refused"]
+        );
     }
 }

@@ -70,7 +70,6 @@ fn snapshot() -> Snapshot {
             kind: "sample-faults".into(),
             metrics: vec!["page_faults".into()],
             why: "tracepoint: not built in".into(),
-            ..Absent::default()
         }],
         ..Snapshot::default()
     }

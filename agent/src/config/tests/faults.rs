@@ -28,12 +28,16 @@ fn each_fault_is_told_with_its_line_and_what_would_be_right() {
         ),
         (
             "[watch]\nzzz = 1",
-            &[(2, "no key `zzz`", "keys are: cgroups, all, window")],
+            &[(
+                2,
+                "no key `zzz`",
+                "keys are: cgroups, containers, executables, gpu-users, all, window",
+            )],
         ),
         (
             "[sensors]\navoid = [\"kprobe\", \"kprobes\"]\ncuda-library = \"libcuda.so.1\"",
             &[
-                (2, "called \"kprobes\"", "tp_btf, raw_tp, fentry"),
+                (2, "called \"kprobes\"", "tp_btf, raw_tp, fexit"),
                 (3, "not an absolute path", "begin it with `/`"),
             ],
         ),
@@ -84,6 +88,18 @@ fn each_fault_is_told_with_its_line_and_what_would_be_right() {
         (
             "[watch]\ncgroups = [\"/ml\"]\nall = true",
             &[(3, "both `cgroups` and `all", "keep one")],
+        ),
+        (
+            "[watch]\nall = true\ngpu-users = true",
+            &[(2, "both a choice of what to watch", "keep one")],
+        ),
+        (
+            "[watch]\nexecutables = [\"vllm\"]\ncontainers = [\"4f\", \"a/b/c\"]",
+            &[
+                (2, "\"vllm\", which cannot be watched", "whole path"),
+                (3, "\"4f\" is not the beginning", "at least 4"),
+                (3, "\"a/b/c\" is not the beginning", "at least 4"),
+            ],
         ),
         (
             "[watch]\ncgroups = \"/ml\"",

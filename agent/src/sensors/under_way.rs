@@ -1,0 +1,76 @@
+//! What the programs remember of calls, waits and connections until their end.
+//!
+//! Invariant: nothing is remembered of a time in which nobody would have seen its end.
+
+use super::{
+    SensorError, hooks,
+    in_flight::InFlightMap,
+    load::{clear, take},
+    pod::Plain,
+};
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData},
+};
+use palisade_abi::{CudaCall, NetCall, PendingMap, Socket, Turn};
+
+/// The agent's ends of those maps.
+#[allow(missing_debug_implementations)] // aya's maps have none
+pub(super) struct UnderWay {
+    pub in_flight: InFlightMap,
+    maps: HashMap<MapData, u64, Plain<PendingMap>>,
+    turns: HashMap<MapData, u64, Plain<Turn>>,
+    reclaiming: HashMap<MapData, u64, u64>,
+    sockets: HashMap<MapData, u64, Plain<Socket>>,
+    net_calls: HashMap<MapData, u64, Plain<NetCall>>,
+    cuda_calls: HashMap<MapData, u64, Plain<CudaCall>>,
+}
+
+impl UnderWay {
+    /// Takes the maps out of the object.
+    pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
+        Ok(Self {
+            in_flight: take(ebpf, "IN_FLIGHT")?,
+            maps: take(ebpf, "PENDING_MAPS")?,
+            turns: take(ebpf, "TURNS")?,
+            reclaiming: take(ebpf, "RECLAIMING")?,
+            sockets: take(ebpf, "SOCKETS")?,
+            net_calls: take(ebpf, "NET_CALLS")?,
+            cuda_calls: take(ebpf, "CUDA_CALLS")?,
+        })
+    }
+
+    /// Forgets the calls and waits under way whose hooks come or go between two sets of kinds:
+    /// nobody sees them end, and they must not be taken for the beginning of later ones. Those
+    /// whose hooks stay are kept.
+    pub(super) fn forget_between(&mut self, old: u64, new: u64) {
+        let changes = |family: u64| (old & family == 0) != (new & family == 0);
+        if changes(hooks::GPU) {
+            clear(&mut self.in_flight);
+        }
+        if changes(hooks::MAPS | hooks::UNMAPS) {
+            clear(&mut self.maps);
+        }
+        if changes(hooks::SCHED) {
+            clear(&mut self.turns);
+        }
+        if changes(hooks::RECLAIM) {
+            clear(&mut self.reclaiming);
+        }
+        if changes(hooks::SOCKETS) {
+            clear(&mut self.sockets);
+        }
+        if changes(hooks::TRANSFERS) {
+            clear(&mut self.net_calls);
+        }
+        if changes(hooks::CUDA) {
+            clear(&mut self.cuda_calls);
+        }
+    }
+
+    /// Forgets turns on a CPU and sockets after somebody stopped being watched: they go on unseen.
+    pub(super) fn forget_unwatched(&mut self) {
+        clear(&mut self.turns);
+        clear(&mut self.sockets);
+    }
+}
