@@ -16,12 +16,12 @@ mod cuda;
 mod driver_calls;
 #[path = "sensors_live/gpu_commands.rs"]
 mod gpu_commands;
-#[path = "sensors_live/memory.rs"]
-mod memory;
 #[path = "sensors_live/inference.rs"]
 mod inference;
 #[path = "sensors_live/maps.rs"]
 mod maps;
+#[path = "sensors_live/memory.rs"]
+mod memory;
 #[path = "sensors_live/net.rs"]
 mod net;
 #[path = "sensors_live/pressure.rs"]

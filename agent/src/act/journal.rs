@@ -362,8 +362,9 @@ fn decode(raw: &[u8]) -> Option<Line> {
 /// Whether a line ends before its record does. Who writes behind such a line begins with a new one.
 fn is_cut_short(raw: &[u8]) -> bool {
     match raw.get(9..) {
-        Some(json) => serde_json::from_slice::<serde::de::IgnoredAny>(json)
-            .is_err_and(|error| error.is_eof()),
+        Some(json) => {
+            serde_json::from_slice::<serde::de::IgnoredAny>(json).is_err_and(|error| error.is_eof())
+        }
         None => true,
     }
 }

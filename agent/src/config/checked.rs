@@ -5,7 +5,7 @@
 
 use super::faults::Warning;
 use crate::identity::ScopeRoots;
-use crate::sensors::{Way, WatchedProcesses};
+use crate::sensors::{WatchedProcesses, Way};
 use palisade_abi::DeviceKey;
 use palisade_core::{CoreConfig, Grant, Mode, Power};
 use std::collections::BTreeMap;

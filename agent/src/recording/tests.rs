@@ -134,9 +134,9 @@ fn what_was_written_is_read() {
     assert_eq!(file.len(), ends[ends.len() - 1] + 8);
     // The same in one chunk.
     let mut writer = Writer::new(Vec::new(), &origin()).unwrap();
-    entries()
-        .iter()
-        .for_each(|entry| writer.write(entry).unwrap());
+    for entry in entries() {
+        writer.write(&entry).unwrap();
+    }
     let file = writer.finish().unwrap();
     let mut reader = Reader::new(&file[..]).unwrap();
     let again: Vec<String> = reader

@@ -37,8 +37,8 @@ mod window;
 
 pub use attach::{AttachReport, HookReport, ProgramRuns};
 pub use btf::BtfError;
-pub use cuda::CudaError;
 pub use capabilities::{Capabilities, capabilities};
+pub use cuda::CudaError;
 pub use in_flight::InFlightView;
 pub use ladder::{Brief, SignalHook, SignalReport, kind_names};
 pub use load::Sensors;
