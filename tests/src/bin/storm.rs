@@ -27,6 +27,7 @@ fn main() -> Result<ExitCode> {
     let mut exact = true;
     // The second one cannot keep up, so that there are losses to count.
     let narrow = storm::Storm {
+        per_second: normal.per_second * 5,
         ring: "64KiB",
         queue: 2,
         seconds: normal.seconds.min(5),

@@ -169,7 +169,7 @@ impl Job<'_> {
         command.args(["-machine", "q35", "-cpu", "max", "-smp", "2"]);
         command.arg("-accel").arg(match self.accelerator {
             Accelerator::Kvm => "kvm",
-            Accelerator::Emulation => "tcg,thread=multi,tb-size=256",
+            Accelerator::Emulation => "tcg,thread=single,tb-size=256",
         });
         command.arg("-m").arg(MEMORY.to_string());
         for node in 0..2 {
