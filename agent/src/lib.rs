@@ -12,6 +12,7 @@ pub mod control;
 pub mod ebpf_object;
 pub mod exit;
 pub mod identity;
+mod memory;
 pub mod metrics;
 pub mod policy;
 pub mod recording;

@@ -5,7 +5,7 @@
 //! another one counts as a part of that.
 
 use crate::{
-    emit::{lost, now, slot},
+    emit::{add, lost, now, slot},
     filter::config,
     tables::CUDA,
     typed::{Typed, watched, watched_workload},
@@ -26,7 +26,7 @@ pub static CUDA_CALLS: HashMap<u64, CudaCall> = HashMap::with_max_entries(16_384
 /// Entry of a call that launches a kernel or a graph.
 #[uprobe]
 pub fn cuda_launch(_ctx: ProbeContext) -> u32 {
-    let _ = counted(|counters| counters.launches += 1);
+    let _ = counted(|counters| add(&raw mut counters.launches, 1));
     0
 }
 
@@ -35,7 +35,7 @@ pub fn cuda_launch(_ctx: ProbeContext) -> u32 {
 pub fn cuda_alloc(ctx: RetProbeContext) -> u32 {
     // `CUresult`: an enumeration, hence 32 bits; 0 is success.
     if ctx.ret::<u32>() != 0 {
-        let _ = counted(|counters| counters.failed_allocs += 1);
+        let _ = counted(|counters| add(&raw mut counters.failed_allocs, 1));
     }
     0
 }
@@ -52,8 +52,8 @@ pub fn cuda_sync_enter(ctx: ProbeContext) -> u32 {
 pub fn cuda_sync_exit(ctx: RetProbeContext) -> u32 {
     if let Some(blocked_ns) = exit(ctx.regs) {
         let _ = counted(|counters| {
-            counters.syncs += 1;
-            counters.blocked_ns += blocked_ns;
+            add(&raw mut counters.syncs, 1);
+            add(&raw mut counters.blocked_ns, blocked_ns);
         });
     }
     0
@@ -71,8 +71,8 @@ pub fn cuda_copy_enter(ctx: ProbeContext) -> u32 {
 pub fn cuda_copy_exit(ctx: RetProbeContext) -> u32 {
     if let Some(blocked_ns) = exit(ctx.regs) {
         let _ = counted(|counters| {
-            counters.copies += 1;
-            counters.blocked_ns += blocked_ns;
+            add(&raw mut counters.copies, 1);
+            add(&raw mut counters.blocked_ns, blocked_ns);
         });
     }
     0

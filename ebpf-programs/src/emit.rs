@@ -136,6 +136,20 @@ pub fn slot<K, V: Default>(
     }
 }
 
+/// Adds to a word that other programs or CPUs add to at the same time.
+#[inline(always)]
+pub fn add(word: *mut u64, more: u64) {
+    // SAFETY: `word` points into a map value, which the verifier checks; the kernel has had the
+    // instruction from the beginning, and the target's Rust lacks it.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({word} + 0) += {more}",
+            word = in(reg) word,
+            more = in(reg) more,
+        );
+    }
+}
+
 /// Counts one loss for a workload.
 #[inline(always)]
 pub fn lost(workload: u64, source: u32) {
@@ -146,7 +160,9 @@ pub fn lost(workload: u64, source: u32) {
             .or_else(|| LOSSES.get_ptr_mut(0))
     });
     if let Some(losses) = found {
-        // SAFETY: the value belongs to this CPU; the index is a constant below 4 at every caller.
-        unsafe { (*losses).counts[source as usize & 3] += 1 };
+        // SAFETY: the index is a constant below 4 at every caller.
+        let count = unsafe { &raw mut (*losses).counts[source as usize & 3] };
+        // Programs of several kinds share the word, and some of them can be preempted.
+        add(count, 1);
     }
 }

@@ -5,14 +5,14 @@
 //! cost nobody anything.
 
 use crate::{
-    emit::{BPF_NOEXIST, slot},
+    emit::{BPF_NOEXIST, add, lost, slot},
     filter::Who,
     tables::GPU_COMMANDS,
 };
 use aya_ebpf::{macros::map, maps::HashMap};
 use palisade_abi::{
-    GpuCommandCounters, GpuCommandKey, InFlight, LatencyHistogram, UNKNOWN_COMMAND, command_key,
-    command_of, latency_bucket,
+    GpuCommandCounters, GpuCommandKey, InFlight, LOSS_COUNTER_MAP, LatencyHistogram,
+    UNKNOWN_COMMAND, command_key, command_of, latency_bucket,
 };
 
 /// Only as many entries as are used take memory.
@@ -45,6 +45,7 @@ pub fn learn(call: &InFlight, latency_ns: u64, errno: u16) -> u16 {
         };
     }
     let Some(histogram) = known.or_else(|| make(key)) else {
+        lost(call.workload, LOSS_COUNTER_MAP);
         return UNKNOWN_COMMAND;
     };
     // SAFETY: the bucket is below the number of buckets; the verifier sees it, too.
@@ -53,7 +54,7 @@ pub fn learn(call: &InFlight, latency_ns: u64, errno: u16) -> u16 {
             .cast::<u64>()
             .add(latency_bucket(latency_ns))
     };
-    add_one(count);
+    add(count, 1);
     command
 }
 
@@ -83,19 +84,5 @@ pub fn count(who: &Who, class: u32, command: u16, latency_ns: u64) {
     // SAFETY: an aligned word, which the agent may replace at any time.
     if let Some(baseline) = unsafe { BASELINES.get(command_key(class, command)) } {
         counters.excess_ns += latency_ns.saturating_sub(*baseline);
-    }
-}
-
-/// Adds 1 to a word that other CPUs add to as well.
-#[inline(always)]
-fn add_one(word: *mut u64) {
-    // SAFETY: `word` points into a map value, which the verifier checks; the kernel has had the
-    // instruction from the beginning, and the target's Rust lacks it.
-    unsafe {
-        core::arch::asm!(
-            "lock *(u64 *)({word} + 0) += {one}",
-            word = in(reg) word,
-            one = in(reg) 1_u64,
-        );
     }
 }

@@ -8,7 +8,8 @@
 //!   were there before.
 
 use crate::{
-    kernel::{Address, File, Task},
+    emit::lost,
+    kernel::{Address, File, Task, cgroup_id},
     tables::offset,
     typed::Memory,
 };
@@ -16,15 +17,16 @@ use aya_ebpf::{
     Global,
     helpers::bpf_probe_read_kernel_str_bytes,
     macros::map,
-    maps::{HashMap, LruHashMap, PerCpuArray},
+    maps::{HashMap, PerCpuArray},
 };
 use palisade_abi::{
-    Config, ExecOffsets, ExecutablePath, FileKey, WATCH_GPU_USERS, WATCH_PIDS, WatchedPid,
+    Config, ExecOffsets, ExecutablePath, FileKey, LOSS_STATE_MAP, WATCH_GPU_USERS, WATCH_PIDS,
+    WatchedPid,
 };
 
-/// Watched processes by id. The least used one gives way, should there be too many.
+/// Watched processes by id. One that finds no room is not watched, and counted as lost.
 #[map]
-static WATCHED_PIDS: LruHashMap<u32, WatchedPid> = LruHashMap::with_max_entries(16_384, 0);
+static WATCHED_PIDS: HashMap<u32, WatchedPid> = HashMap::with_max_entries(16_384, 0);
 
 /// Watched programs by file. Written by the agent.
 #[map]
@@ -82,7 +84,10 @@ fn add(config: &Config, task: Task) -> Option<()> {
         start_ns: task.leader()?.own_start()?,
         within_ns: 1,
     };
-    WATCHED_PIDS.insert(pid, entry, 0).ok()
+    if WATCHED_PIDS.insert(pid, entry, 0).is_err() {
+        lost(cgroup_id(task.css()?)?, LOSS_STATE_MAP);
+    }
+    Some(())
 }
 
 /// A process forked: the child of a watched one is watched.

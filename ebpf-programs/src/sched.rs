@@ -180,6 +180,12 @@ fn turn_ended<M: Memory>(
     now: &Turn,
 ) {
     let turns = now.turns.wrapping_sub(before.turns);
+    if turns > 1 {
+        // Turns that this program did not see: the thread was out of the watched workloads, or
+        // the kernel skipped a run. What they took is nobody's to say.
+        lost(who.workload, LOSS_STATE_MAP);
+        return;
+    }
     let delayed_ns = now.delayed_ns.wrapping_sub(before.delayed_ns);
     counters.on_ns += now.ran_ns.wrapping_sub(before.ran_ns);
     counters.runq_waits += turns;

@@ -6,6 +6,7 @@ use crate::config::{Config, DEFAULT_CONFIG_FILE, units};
 use crate::identity::ScopeRoots;
 use crate::replay::kind_name;
 use crate::runtime::record::{self, RecordOptions, Recorded};
+use crate::sensors::WatchedProcesses;
 use anyhow::Result;
 use clap::Args;
 use palisade_abi::Kind;
@@ -26,8 +27,9 @@ Examples:
 It reads the configuration's [watch], [[devices]] and [limits], if there is one, and may run beside the agent.
 The file opens in pyarrow and DuckDB: see docs/recordings.md.";
 
-/// Kinds with a record for every call: only on demand.
-const FREQUENT: &[Kind] = &[Kind::Mmap, Kind::Munmap, Kind::GpuEnter];
+/// Only on demand: kinds with a record for every call, and the one whose hooks cost every user of the CUDA
+/// library microseconds a call, watched or not.
+const ON_DEMAND: &[Kind] = &[Kind::Mmap, Kind::Munmap, Kind::GpuEnter, Kind::SampleCuda];
 
 /// Options of `record`.
 #[derive(Debug, Args)]
@@ -36,10 +38,10 @@ pub struct RecordArgs {
     /// How long, like 60s or 5m [default: until Ctrl-C].
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     limit: Option<Duration>,
-    /// The file; an existing one is replaced.
+    /// The file; an existing one is kept under this name with `.old` behind it.
     #[arg(long, short, value_name = "FILE", default_value = "palisade.arrows")]
     output: PathBuf,
-    /// Kinds of record, with commas between, or `all` [default: all but mmap, munmap and gpu-enter].
+    /// Kinds of record, with commas between, or `all` [default: all but mmap, munmap, gpu-enter and sample-cuda].
     #[arg(long, value_name = "KINDS", value_parser = kinds)]
     kinds: Option<u64>,
     /// A cgroup to watch with all that is below it, like /ml; may be given again [default: the configuration's].
@@ -108,6 +110,8 @@ pub(super) fn run(args: &RecordArgs, paths: &Paths) -> Result<u8> {
     };
     if !args.cgroup.is_empty() {
         config.watch.scope = ScopeRoots::Below(args.cgroup.clone());
+        config.watch.containers.clear();
+        config.watch.processes = WatchedProcesses::default();
     }
     if let Some(window) = args.window {
         config.watch.window = window;
@@ -118,7 +122,7 @@ pub(super) fn run(args: &RecordArgs, paths: &Paths) -> Result<u8> {
             "loading eBPF programs needs root; run: sudo palisade record",
         ));
     }
-    let default = || bits(choice().filter(|kind| !FREQUENT.contains(kind)));
+    let default = || bits(choice().filter(|kind| !ON_DEMAND.contains(kind)));
     let options = RecordOptions {
         output: args.output.clone(),
         kinds: args.kinds.unwrap_or_else(default),
@@ -128,7 +132,7 @@ pub(super) fn run(args: &RecordArgs, paths: &Paths) -> Result<u8> {
     let recorded = record::record(&config, &options, &mut |state| screen.show(state))?;
     screen.clear();
     for missing in recorded.report.missing() {
-        tracing::warn!("a kind that was asked for is not to be had here: {missing:?}");
+        tracing::warn!("not to be had here: {missing}; to see more: palisade doctor");
     }
     if args.json {
         println!("{}", as_json(&args.output, &recorded));
@@ -226,7 +230,7 @@ mod tests {
         assert_eq!(kinds("exec"), Ok(Kind::Exec.bit()));
         assert_eq!(kinds("exec, exit"), Ok(Kind::Exec.bit() | Kind::Exit.bit()));
         let all = kinds("all").unwrap_or(0);
-        assert!(FREQUENT.iter().all(|kind| all & kind.bit() != 0));
+        assert!(ON_DEMAND.iter().all(|kind| all & kind.bit() != 0));
         assert_eq!(all & Kind::Lost.bit(), 0);
         let error = kinds("exec,exe").unwrap_err();
         assert!(

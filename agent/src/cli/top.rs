@@ -58,8 +58,9 @@ pub struct TopArgs {
 
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(seconds) if (0.1..=60.0).contains(&seconds) => Ok(seconds),
-        _ => Err("0.1 to 60 seconds are possible".to_owned()),
+        // The agent stops gathering 15 s after the last question.
+        Ok(seconds) if (0.1..=10.0).contains(&seconds) => Ok(seconds),
+        _ => Err("0.1 to 10 seconds are possible".to_owned()),
     }
 }
 

@@ -50,6 +50,9 @@ fn value(metric: Metric, counts: &Counts, window_ns: u64) -> Option<f64> {
         Metric::Requests => rate(counts.requests),
         Metric::FirstByteP50 => formulas::quantile_seconds(&counts.first_byte, 0.5),
         Metric::FirstByteP99 => formulas::quantile_seconds(&counts.first_byte, 0.99),
+        // Times are told when a request is over, counts when its answer begins: without any time,
+        // none is over.
+        Metric::RequestTime if counts.whole_ns == 0 => None,
         Metric::RequestTime => formulas::mean_seconds(counts.whole_ns, counts.requests),
         Metric::NetSent => rate(counts.sent_bytes),
         Metric::NetReceived => rate(counts.received_bytes),

@@ -74,12 +74,17 @@ impl<W: Write> std::fmt::Debug for Writer<W> {
 }
 
 impl Writer {
-    /// Begins a recording in a new file (an old one of this name is replaced), mode 0600.
+    /// Begins a recording in a new file, mode 0600. A file of this name is kept with `.old` behind
+    /// its name: after a crash and a restart it is the one that shows what happened.
     pub fn create(path: &Path, origin: &Origin) -> Result<Self, WriteError> {
+        if std::fs::symlink_metadata(path).is_ok_and(|file| file.is_file()) {
+            let mut old = path.as_os_str().to_owned();
+            old.push(".old");
+            std::fs::rename(path, old)?;
+        }
         let file = OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(path)?;
         Self::new(file, origin)

@@ -24,6 +24,8 @@ use tokio::sync::Notify;
 
 /// How often the watched cgroups are looked for.
 const ROOTS_EVERY: Duration = Duration::from_secs(1);
+/// And of these looks, every so many also for containers.
+const CONTAINERS_EVERY: u32 = 5;
 /// How long the core thread may take to answer.
 const CORE_PATIENCE: Duration = Duration::from_secs(4);
 
@@ -114,9 +116,17 @@ async fn follow_roots(config: &Config, shared: &Shared, layout: &Layout) {
     };
     tell(&known, &containers);
     let mut timer = tokio::time::interval(ROOTS_EVERY);
+    let mut turns = 0_u32;
     loop {
         timer.tick().await;
-        let (now, found) = (look(), find());
+        turns = turns.wrapping_add(1);
+        // Looking for containers walks the whole tree of cgroups: less often.
+        let found = if turns.is_multiple_of(CONTAINERS_EVERY) {
+            find()
+        } else {
+            containers.clone()
+        };
+        let now = look();
         if now == known && found == containers {
             continue;
         }

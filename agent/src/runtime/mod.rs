@@ -268,7 +268,9 @@ fn guard(
     shared.subscribe();
     let report = sensors.report();
     for missing in report.missing() {
-        tracing::warn!("a subscribed signal is not to be had here: {missing:?}");
+        tracing::warn!(
+            "a subscribed signal is not to be had here: {missing}; to see more: palisade doctor"
+        );
     }
     shared
         .tables
@@ -303,6 +305,7 @@ fn guard(
             }
         }
     })?;
+    crate::memory::give_back();
     tracing::info!(
         policies = config.policies.len(),
         "guarding; to look: palisade status; to stop: SIGTERM"

@@ -79,16 +79,40 @@ pub fn policy_source(policy: &PolicyConfig) -> PolicySource {
     }
 }
 
-/// The watched cgroups that are there and have pressure files: those of the v2 tree.
+/// The watched cgroups and containers that are there and have pressure files: those of the v2 tree.
+/// Where the whole host is watched, the host alone.
 pub fn pressure_groups(config: &Config, layout: &Layout) -> Vec<(WorkloadId, PathBuf)> {
-    let roots: &[String] = match &config.watch.scope {
-        ScopeRoots::Below(roots) if layout.flavour == Flavour::V2 => roots,
-        _ => &[],
+    let ScopeRoots::Below(roots) = &config.watch.scope else {
+        return Vec::new();
     };
+    if layout.flavour != Flavour::V2 {
+        return Vec::new();
+    }
+    let containers = container::find(layout, &config.watch.containers);
     roots
         .iter()
         .filter_map(|root| Some((layout.workload_id(root).ok()?, layout.id_dir(root))))
+        .chain(
+            containers
+                .into_iter()
+                .map(|(id, cgroup)| (id, layout.id_dir(&cgroup))),
+        )
         .collect()
+}
+
+/// Whose events are recorded at this moment: of the cgroups and containers that are watched, those
+/// that are there.
+pub fn scope_now(config: &Config, layout: &Layout) -> Scope {
+    let ScopeRoots::Below(roots) = &config.watch.scope else {
+        return Scope::All;
+    };
+    let containers = container::find(layout, &config.watch.containers);
+    let ids = roots
+        .iter()
+        .filter_map(|root| layout.workload_id(root).ok())
+        .chain(containers.into_iter().map(|(id, _)| id))
+        .collect();
+    Scope::CgroupsAnd(ids, config.watch.processes.clone())
 }
 
 /// What the sensors need. Fails if a watched cgroup went away since the configuration was read.
@@ -97,21 +121,14 @@ pub fn sensor_options(
     layout: &Layout,
     kinds: u64,
 ) -> std::io::Result<SensorOptions> {
-    let scope = match &config.watch.scope {
-        ScopeRoots::All => Scope::All,
-        ScopeRoots::Below(roots) => {
-            let mut ids = roots
-                .iter()
-                .map(|root| layout.workload_id(root))
-                .collect::<Result<Vec<_>, _>>()?;
-            ids.extend(
-                container::find(layout, &config.watch.containers)
-                    .into_iter()
-                    .map(|(id, _)| id),
-            );
-            Scope::CgroupsAnd(ids, config.watch.processes.clone())
+    if let ScopeRoots::Below(roots) = &config.watch.scope {
+        for root in roots {
+            layout.workload_id(root).map_err(|error| {
+                std::io::Error::new(error.kind(), format!("the watched cgroup {root}: {error}"))
+            })?;
         }
-    };
+    }
+    let scope = scope_now(config, layout);
     let devices = config
         .devices
         .iter()

@@ -9,12 +9,11 @@ use super::{named, options};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::exit::{self, coded};
-use crate::identity::{self, ScopeRoots, Tables, layout::Layout};
+use crate::identity::{self, Tables, layout::Layout};
 use crate::recording::Progress;
 use crate::sensors::{AttachReport, Scope, SensorHandle, Sensors, Sink};
 use anyhow::{Context, Result};
 use palisade_abi::{FileKey, Kind, Lost, kind};
-use palisade_core::WorkloadId;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -67,7 +66,7 @@ pub fn record(
         .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
     let life = Kind::Exec.bit() | Kind::Exit.bit() | Kind::Fork.bit();
     let sensor_options = options::sensor_options(config, &layout, options.kinds | life)
-        .map_err(|error| coded(exit::CONFIG, format!("a watched cgroup: {error}")))?;
+        .map_err(|error| coded(exit::CONFIG, error))?;
     let sensors = Sensors::load(object, sensor_options)
         .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
     let tables = Tables::new(layout.clone(), identity::Limits::default());
@@ -144,31 +143,27 @@ fn wait(limit: Option<Duration>, mut turn: impl FnMut() -> bool) -> Result<()> {
     })
 }
 
-/// The watched cgroups, which come and go with their services, each time with another id.
+/// The watched cgroups and containers, which come and go with their services, each time with another id.
 struct Roots<'a> {
+    config: &'a Config,
     layout: &'a Layout,
-    paths: &'a [String],
-    known: Vec<Option<WorkloadId>>,
+    known: Scope,
 }
 
 impl<'a> Roots<'a> {
     fn new(config: &'a Config, layout: &'a Layout) -> Self {
-        let paths: &[String] = match &config.watch.scope {
-            ScopeRoots::All => &[],
-            ScopeRoots::Below(paths) => paths,
-        };
         Self {
+            config,
             layout,
-            paths,
-            known: Vec::new(),
+            known: options::scope_now(config, layout),
         }
     }
 
     fn follow(&mut self, sensors: &SensorHandle) {
-        let look = |path: &String| self.layout.workload_id(path).ok();
-        let now: Vec<Option<WorkloadId>> = self.paths.iter().map(look).collect();
+        let now = options::scope_now(self.config, self.layout);
         if now != self.known {
-            sensors.set_scope(Scope::Cgroups(now.iter().flatten().copied().collect()));
+            sensors.set_scope(now.clone());
+            sensors.set_pressure(options::pressure_groups(self.config, self.layout));
             self.known = now;
         }
     }

@@ -56,6 +56,19 @@ impl AttachReport {
     }
 }
 
+impl std::fmt::Display for HookReport {
+    /// Its name and the first reason why it is not attached, in one line.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)?;
+        match self.failed.first() {
+            Some((place, why)) => {
+                write!(f, " ({place}: {})", why.lines().next().unwrap_or_default())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 /// What the kernel counts about the programs of one attached hook.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ProgramRuns {
@@ -81,7 +94,8 @@ struct Slot {
 pub(super) struct Hooks {
     slots: Vec<Slot>,
     missing: Vec<Missing>,
-    btf: Btf,
+    /// The kernel's types, until the first use: megabytes that are needed for moments.
+    btf: Option<Btf>,
     avoid: Vec<Way>,
     cuda_library: Option<PathBuf>,
     kinds: u64,
@@ -115,7 +129,7 @@ impl Hooks {
         Self {
             slots,
             missing,
-            btf,
+            btf: Some(btf),
             avoid,
             cuda_library,
             kinds: 0,
@@ -137,10 +151,25 @@ impl Hooks {
     /// Attaches what `kinds` needs. Failures are kept for the report.
     pub(super) fn attach(&mut self, ebpf: &mut Ebpf, kinds: u64) {
         self.kinds = kinds;
-        for slot in &mut self.slots {
-            if slot.hook.kinds & kinds == 0 || slot.attached.is_some() {
-                continue;
+        let due = |slot: &Slot| slot.hook.kinds & kinds != 0 && slot.attached.is_none();
+        if !self.slots.iter().any(due) {
+            return;
+        }
+        let btf = match self.btf.take().map_or_else(Btf::from_sys_fs, Ok) {
+            Ok(btf) => btf,
+            Err(error) => {
+                let detail = chain(&error);
+                for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
+                    let failed = slot.hook.rungs.iter().map(|rung| {
+                        let detail = detail.clone();
+                        (*rung, SensorError::Object { detail })
+                    });
+                    slot.failed = failed.collect();
+                }
+                return;
             }
+        };
+        for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
             slot.failed.clear();
             for rung in slot.hook.rungs {
                 let lacking = self.missing.iter().find(|missing| {
@@ -148,7 +177,7 @@ impl Hooks {
                 });
                 let mut attacher = Attacher {
                     ebpf,
-                    btf: &self.btf,
+                    btf: &btf,
                     cuda_library: self.cuda_library.as_deref(),
                     loaded: &mut slot.loaded,
                 };
@@ -168,6 +197,8 @@ impl Hooks {
                 }
             }
         }
+        drop(btf);
+        crate::memory::give_back();
     }
 
     /// The state of every hook.

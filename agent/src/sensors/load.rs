@@ -8,7 +8,7 @@ use super::{
     constants,
     cpu_offsets::resolve_cpu,
     families,
-    hooks::needed,
+    hooks::{self, needed},
     in_flight::InFlightView,
     net_offsets::{resolve_net, resolve_pci},
     offsets::{self, Group},
@@ -55,6 +55,8 @@ pub struct Sensors {
     pub(super) pressure: Pressure,
     pub(super) switches: Config,
     pub(super) wanted: u64,
+    /// Bits of the kinds whose hooks are attached.
+    pub(super) hooked: u64,
     pub(super) window: Duration,
     pub(super) shared: Arc<Shared>,
 }
@@ -157,6 +159,7 @@ impl Sensors {
                 ..Config::default()
             },
             wanted: 0,
+            hooked: 0,
             window: options.window,
             shared: Arc::new(Shared::new(ring_bytes)?),
         };
@@ -192,8 +195,10 @@ impl Sensors {
     pub(super) fn apply_kinds(&mut self, wanted: u64) -> Result<(), SensorError> {
         let kinds = needed(wanted) | self.pids.kinds();
         self.hooks.detach(&mut self.ebpf, kinds);
-        self.under_way.forget_between(self.switches.kinds, kinds);
-        self.switches.kinds = kinds;
+        self.under_way.forget_between(self.hooked, kinds);
+        self.hooked = kinds;
+        // Following GPU users takes the hooks of driver calls, but nobody reads what they could count.
+        self.switches.kinds = needed(wanted) | (self.pids.kinds() & !hooks::GPU);
         self.wanted = wanted;
         self.write_config()?;
         self.hooks.attach(&mut self.ebpf, kinds);
