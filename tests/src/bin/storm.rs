@@ -31,7 +31,6 @@ fn main() -> Result<ExitCode> {
         ring: "64KiB",
         queue: 2,
         seconds: normal.seconds.min(5),
-        ..normal.clone()
     };
     for (what, storm) in [
         ("as configured by default", &normal),
