@@ -236,10 +236,18 @@ fn moves_between_nodes_are_told_from_moves_within_one() {
         eprintln!("SKIPPED {name}: one CPU");
         return;
     };
-    for (apart, expected) in [(true, MOVES), (false, 0)] {
-        // Two CPUs, on two nodes or on one, whatever the hardware says.
+    // Two CPUs, on two nodes or on one, whatever the hardware says.
+    let told = |second_on: u32| {
         let mut nodes = vec![0; first.max(second) + 1];
-        nodes[second] = u32::from(apart);
+        nodes[second] = second_on;
+        Some(nodes)
+    };
+    let mut cases = vec![(told(1), MOVES), (told(0), 0)];
+    if std::env::var_os("PALISADE_VM").is_some() {
+        // A guest has two nodes with a CPU each.
+        cases.push((None, MOVES));
+    }
+    for (nodes, expected) in cases {
         let inside = Cgroup::new();
         let (gate, open) = gate();
         let child = Child::new(move || {
@@ -255,7 +263,7 @@ fn moves_between_nodes_are_told_from_moves_within_one() {
         let watch = Watch::new(
             object,
             SensorOptions {
-                nodes: Some(nodes),
+                nodes,
                 ..options(&[&inside], &[Kind::SampleSched, Kind::SampleCpu])
             },
         );
