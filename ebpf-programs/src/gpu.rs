@@ -6,7 +6,7 @@
 //! to whoever waits for it. Returns that need not have been served do not count: see [`serves`].
 
 use crate::{
-    emit::{BPF_NOEXIST, lost, now, record},
+    emit::{lost, now, record, slot},
     filter::{Who, config, wanted, watched},
     gpu_commands,
     kernel::{File, Task, syscall_word},
@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use palisade_abi::{
     ANY_MINOR, DeviceKey, DeviceRule, GpuCall, GpuCounters, GpuCountersKey, InFlight, Kind,
-    LOSS_COUNTER_MAP, LOSS_STATE_MAP, kind,
+    LOSS_STATE_MAP, kind,
 };
 
 /// Highest errno that a system call hands back as a negative number.
@@ -238,16 +238,5 @@ fn counters(who: &Who, class: u32) -> Option<&'static mut GpuCounters> {
         pid: who.pid,
         class,
     };
-    let found = GPU_COUNTERS.get_ptr_mut(key).or_else(|| {
-        let _ = GPU_COUNTERS.insert(key, GpuCounters::default(), BPF_NOEXIST);
-        GPU_COUNTERS.get_ptr_mut(key)
-    });
-    match found {
-        // SAFETY: the value belongs to this CPU, see `emit::counters`.
-        Some(counters) => Some(unsafe { &mut *counters }),
-        None => {
-            lost(who.workload, LOSS_COUNTER_MAP);
-            None
-        }
-    }
+    slot(&GPU_COUNTERS, &key, who.workload)
 }

@@ -90,14 +90,17 @@ impl Shared {
     }
 }
 
+/// The life of processes, to which the identity tables subscribe.
+const LIFE: u64 = Kind::Exec.bit() | Kind::Exit.bit() | Kind::Fork.bit();
+
 /// What the sensors are to deliver: what the policies subscribed to, and the life of processes, to which the
 /// identity tables subscribe.
 fn kinds(engine: &Engine) -> u64 {
-    engine.subscriptions() | Kind::Exec.bit() | Kind::Exit.bit() | Kind::Fork.bit()
+    engine.subscriptions() | LIFE
 }
 
-/// Guards this host until SIGTERM or SIGINT.
-pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
+/// What every use of the sensors begins with: the kernel programs, and where the cgroups are.
+fn programs_and_layout() -> Result<(&'static [u8], Layout)> {
     let object = crate::ebpf_object::embedded().ok_or_else(|| {
         coded(
             exit::NO_OBJECT,
@@ -106,6 +109,12 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
     })?;
     let layout = Layout::detect()
         .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
+    Ok((object, layout))
+}
+
+/// Guards this host until SIGTERM or SIGINT.
+pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
+    let (object, layout) = programs_and_layout()?;
     let _lock = control::lock(&config.paths.run_dir).map_err(|error| match error {
         LockError::Held { .. } => coded(exit::AGENT, error),
         LockError::Io { .. } => coded(exit::KERNEL, error),

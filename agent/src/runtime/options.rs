@@ -82,22 +82,27 @@ pub fn policy_source(policy: &PolicyConfig) -> PolicySource {
 /// The watched cgroups and containers that are there and have pressure files: those of the v2 tree.
 /// Where the whole host is watched, the host alone.
 pub fn pressure_groups(config: &Config, layout: &Layout) -> Vec<(WorkloadId, PathBuf)> {
-    let ScopeRoots::Below(roots) = &config.watch.scope else {
-        return Vec::new();
-    };
-    if layout.flavour != Flavour::V2 {
-        return Vec::new();
+    match &config.watch.scope {
+        ScopeRoots::Below(roots) if layout.flavour == Flavour::V2 => {
+            watched_cgroups(config, roots, layout)
+                .map(|(id, cgroup)| (id, layout.id_dir(&cgroup)))
+                .collect()
+        }
+        _ => Vec::new(),
     }
-    let containers = container::find(layout, &config.watch.containers);
+}
+
+/// Of the cgroups and containers that are watched, those that are there.
+fn watched_cgroups(
+    config: &Config,
+    roots: &[String],
+    layout: &Layout,
+) -> impl Iterator<Item = (WorkloadId, String)> {
+    let there = |root: &String| Some((layout.workload_id(root).ok()?, root.clone()));
+    let roots: Vec<_> = roots.iter().filter_map(there).collect();
     roots
-        .iter()
-        .filter_map(|root| Some((layout.workload_id(root).ok()?, layout.id_dir(root))))
-        .chain(
-            containers
-                .into_iter()
-                .map(|(id, cgroup)| (id, layout.id_dir(&cgroup))),
-        )
-        .collect()
+        .into_iter()
+        .chain(container::find(layout, &config.watch.containers))
 }
 
 /// Whose events are recorded at this moment: of the cgroups and containers that are watched, those
@@ -106,13 +111,8 @@ pub fn scope_now(config: &Config, layout: &Layout) -> Scope {
     let ScopeRoots::Below(roots) = &config.watch.scope else {
         return Scope::All;
     };
-    let containers = container::find(layout, &config.watch.containers);
-    let ids = roots
-        .iter()
-        .filter_map(|root| layout.workload_id(root).ok())
-        .chain(containers.into_iter().map(|(id, _)| id))
-        .collect();
-    Scope::CgroupsAnd(ids, config.watch.processes.clone())
+    let ids = watched_cgroups(config, roots, layout).map(|(id, _)| id);
+    Scope::CgroupsAnd(ids.collect(), config.watch.processes.clone())
 }
 
 /// What the sensors need. Fails if a watched cgroup went away since the configuration was read.

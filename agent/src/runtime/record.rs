@@ -5,7 +5,7 @@
 //! signal, after the time, or when the file cannot be written.
 
 use super::tape::Tape;
-use super::{named, options};
+use super::{LIFE, named, options, programs_and_layout};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::exit::{self, coded};
@@ -13,7 +13,7 @@ use crate::identity::{self, Tables, layout::Layout};
 use crate::recording::Progress;
 use crate::sensors::{AttachReport, Scope, SensorHandle, Sensors, Sink};
 use anyhow::{Context, Result};
-use palisade_abi::{FileKey, Kind, Lost, kind};
+use palisade_abi::{FileKey, Lost, kind};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const TURN: Duration = Duration::from_millis(500);
 pub struct RecordOptions {
     /// Into which file.
     pub output: PathBuf,
-    /// Bits of [`Kind::bit`]; the life of processes comes with them.
+    /// Bits of [`palisade_abi::Kind::bit`]; the life of processes comes with them.
     pub kinds: u64,
     /// For how long; `None`: until a signal.
     pub limit: Option<Duration>,
@@ -56,16 +56,8 @@ pub fn record(
     options: &RecordOptions,
     show: &mut dyn FnMut(&Recorded),
 ) -> Result<Recorded> {
-    let object = crate::ebpf_object::embedded().ok_or_else(|| {
-        coded(
-            exit::NO_OBJECT,
-            "this binary was built without its eBPF programs: build it with ./x build",
-        )
-    })?;
-    let layout = Layout::detect()
-        .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
-    let life = Kind::Exec.bit() | Kind::Exit.bit() | Kind::Fork.bit();
-    let sensor_options = options::sensor_options(config, &layout, options.kinds | life)
+    let (object, layout) = programs_and_layout()?;
+    let sensor_options = options::sensor_options(config, &layout, options.kinds | LIFE)
         .map_err(|error| coded(exit::CONFIG, error))?;
     let sensors = Sensors::load(object, sensor_options)
         .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
