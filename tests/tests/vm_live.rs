@@ -9,6 +9,8 @@ mod gpu;
 #[allow(dead_code)]
 #[path = "sensors_live/support.rs"]
 mod support;
+#[path = "vm_live/xid.rs"]
+mod xid;
 
 use palisade::identity::layout::{Flavour, Layout};
 use palisade::sensors::Sensors;

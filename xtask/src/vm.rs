@@ -8,6 +8,7 @@ mod apt;
 mod guest;
 mod initramfs;
 mod kernel;
+mod module;
 mod selection;
 
 use crate::build::{Profile, build};
@@ -149,7 +150,8 @@ pub fn vm(arguments: &[String]) -> Result<ExitCode> {
     let mut lines = Vec::new();
     let mut good = true;
     for (kernel, image) in options.kernels.iter().zip(&images) {
-        let script = selection::job(kernel.name, &tests);
+        let module = module::xid(image)?;
+        let script = selection::job(kernel.name, module.as_deref(), &tests);
         let job = Job {
             image,
             busybox: &busybox,

@@ -72,8 +72,17 @@ impl Apt {
     /// The packages that make up the suite's default kernel: what its name depends on, and so on. In newer
     /// suites image, modules and files about them are packages of their own.
     pub fn kernel_packages(&self) -> Result<Vec<String>> {
+        self.packages_of("image")
+    }
+
+    /// The packages with which modules for that kernel are built.
+    pub fn header_packages(&self) -> Result<Vec<String>> {
+        self.packages_of("headers")
+    }
+
+    fn packages_of(&self, part: &str) -> Result<Vec<String>> {
         let mut found = BTreeSet::new();
-        let mut open = vec![format!("linux-image-{}", debian_architecture())];
+        let mut open = vec![format!("linux-{part}-{}", debian_architecture())];
         while let Some(package) = open.pop() {
             let depends = output(self.command("apt-cache").args(["depends", &package]))
                 .ok_or_else(|| self.missing(&format!("no package {package}")))?;
@@ -114,10 +123,12 @@ fn kernel_dependencies(depends: &str) -> impl Iterator<Item = &str> {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
         .filter(|name| {
-            ["image", "binary", "modules", "base"].iter().any(|part| {
-                name.strip_prefix(&format!("linux-{part}-"))
-                    .is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
-            })
+            ["image", "binary", "modules", "base", "headers", "kbuild"]
+                .iter()
+                .any(|part| {
+                    name.strip_prefix(&format!("linux-{part}-"))
+                        .is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+                })
         })
 }
 

@@ -21,6 +21,7 @@ pub const TOOLS: &[(&str, &str)] = &[
     ("zstd", "zstd"),
     ("dpkg-deb", "dpkg"),
     ("apt-get", "apt"),
+    ("make", "make"),
 ];
 
 /// Memory of a guest, half of it on each node, MiB.

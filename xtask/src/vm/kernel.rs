@@ -17,6 +17,9 @@ pub struct Kernel {
     pub name: &'static str,
     /// The Debian suite that has it.
     suite: &'static str,
+    /// Whether modules are built for it: the tools that do so come with the kernel, and those of newer suites need
+    /// a newer C library than the oldest machine that Palisade is built on.
+    builds_modules: bool,
 }
 
 /// From the oldest that is supported to the newest that is packaged.
@@ -24,14 +27,17 @@ pub const KERNELS: &[Kernel] = &[
     Kernel {
         name: "6.1",
         suite: "bookworm",
+        builds_modules: true,
     },
     Kernel {
         name: "6.12",
         suite: "trixie",
+        builds_modules: false,
     },
     Kernel {
         name: "newest",
         suite: "sid",
+        builds_modules: false,
     },
 ];
 
@@ -54,13 +60,17 @@ pub struct Image {
     pub vmlinux: PathBuf,
     /// Modules in the order in which they are to be loaded.
     pub modules: Vec<PathBuf>,
+    /// What modules for it are built with, if they are.
+    pub headers: Option<PathBuf>,
 }
 
 impl Kernel {
     /// The kernel's files, fetched if there are none or `update` is wished.
     pub fn image(&self, update: bool) -> Result<Image> {
         let place = folder().join(self.name);
-        if update || !place.join("release").exists() {
+        let headers = self.builds_modules.then(|| place.join("headers"));
+        let complete = [Some(place.join("release")), headers.clone()];
+        if update || !complete.iter().flatten().all(|path| path.exists()) {
             self.fetch(&place)?;
         }
         let release = fs::read_to_string(place.join("release"))?;
@@ -72,6 +82,7 @@ impl Kernel {
                 .lines()
                 .map(|name| place.join("modules").join(name))
                 .collect(),
+            headers,
         })
     }
 
@@ -79,19 +90,8 @@ impl Kernel {
         let work = folder().join(format!("{}.part", self.name));
         remove(&work)?;
         let apt = Apt::new(work.join("apt"), self.suite)?;
-        let packages = apt.kernel_packages()?;
-        apt.download(&packages, &work.join("packages"))?;
         let tree = work.join("tree");
-        fs::create_dir_all(&tree)?;
-        for package in fs::read_dir(work.join("packages"))? {
-            let package = package?;
-            let mut command = Command::new("dpkg-deb");
-            command.arg("-x").arg(package.path()).arg(&tree);
-            step(
-                &format!("unpack {}", package.file_name().display()),
-                &mut command,
-            )?;
-        }
+        unpack_packages(&apt, &apt.kernel_packages()?, &tree)?;
         let ready = work.join("ready");
         fs::create_dir_all(ready.join("modules"))?;
         let bzimage = find(&tree, &|name| name.starts_with("vmlinuz"))
@@ -100,10 +100,28 @@ impl Kernel {
         let (release, order) = initramfs::collect_modules(&tree, MODULES, &ready.join("modules"))?;
         fs::write(ready.join("modules/order"), order.join("\n") + "\n")?;
         fs::write(ready.join("release"), release)?;
+        if self.builds_modules {
+            unpack_packages(&apt, &apt.header_packages()?, &ready.join("headers"))?;
+        }
         remove(place)?;
         fs::rename(&ready, place)?;
         remove(&work)
     }
+}
+
+/// Downloads packages and unpacks them into one tree.
+fn unpack_packages(apt: &Apt, packages: &[String], tree: &Path) -> Result<()> {
+    fs::create_dir_all(tree)?;
+    let downloads = tree.with_extension("packages");
+    apt.download(packages, &downloads)?;
+    for package in fs::read_dir(&downloads)? {
+        let package = package?;
+        let mut command = Command::new("dpkg-deb");
+        command.arg("-x").arg(package.path()).arg(tree);
+        let what = format!("unpack {}", package.file_name().display());
+        step(&what, &mut command)?;
+    }
+    remove(&downloads)
 }
 
 fn remove(folder: &Path) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::process::{cargo, root};
 use anyhow::{Context, Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 /// What is not named `…_live` and yet meets the kernel, with filters of test names; no filter: all. The demo is
@@ -97,8 +97,9 @@ pub fn select(built: &[TestBinary], ci: bool, words: &[String]) -> Vec<TestBinar
         .collect()
 }
 
-/// The script that a guest runs: every program, one test at a time, as `./x test` does.
-pub fn job(kernel: &str, tests: &[TestBinary]) -> String {
+/// The script that a guest runs: every program, one test at a time, as `./x test` does. `xid_module` is the
+/// kernel module of the tests that was built for the kernel.
+pub fn job(kernel: &str, xid_module: Option<&Path>, tests: &[TestBinary]) -> String {
     let root = root();
     let mut lines = vec![
         format!("export PALISADE_VM={kernel} PALISADE_BUILT=1 RUST_BACKTRACE=1"),
@@ -111,6 +112,9 @@ pub fn job(kernel: &str, tests: &[TestBinary]) -> String {
     ];
     if std::env::var_os("PALISADE_SOAK").is_some() {
         lines.push("export PALISADE_SOAK=1".to_owned());
+    }
+    if let Some(module) = xid_module {
+        lines.push(format!("export PALISADE_XID_MODULE={}", quoted(module)));
     }
     for test in tests {
         lines.push(format!("echo 'GUEST runs {}'", test.name));
@@ -126,7 +130,7 @@ pub fn job(kernel: &str, tests: &[TestBinary]) -> String {
     lines.join("\n") + "\n"
 }
 
-fn quoted(path: &std::path::Path) -> String {
+fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
 
@@ -204,7 +208,11 @@ mod tests {
     fn the_job_quotes_what_it_is_given() {
         let mut one = test("act_live");
         one.filters = vec!["it's".into()];
-        let job = job("6.1", &[one]);
+        let job = job("6.1", Some("/m.ko".as_ref()), &[one]);
+        assert!(
+            job.contains("export PALISADE_XID_MODULE='/m.ko'\n"),
+            "{job}"
+        );
         assert!(
             job.contains(r"'/b/act_live-1' --nocapture --test-threads=1 'it'\''s' || code=1"),
             "{job}"
