@@ -206,6 +206,11 @@ impl Kind {
         }
     }
 
+    /// The version of the ABI that brought this kind: what a policy that subscribes to it has to say.
+    pub const fn since(self) -> u32 {
+        if self as u16 <= FILE_NAME { 1 } else { 2 }
+    }
+
     /// The bit that stands for this kind in a subscription mask.
     pub const fn bit(self) -> u64 {
         1 << (self as u16)

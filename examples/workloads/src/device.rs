@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 nix::ioctl_read_bad!(tiocgwinsz, nix::libc::TIOCGWINSZ, winsize);
+nix::ioctl_write_ptr_bad!(tiocswinsz, nix::libc::TIOCSWINSZ, winsize);
 
 #[derive(Args, Debug)]
 pub(crate) struct PollerArgs {
@@ -66,5 +67,15 @@ pub(crate) fn ask_into(device: &File, page: &crate::fault::Page) -> Result<()> {
     // writable and larger than that, and nothing else reads or writes it meanwhile.
     unsafe { tiocgwinsz(device.as_raw_fd(), page.address().cast()) }
         .context("ioctl(TIOCGWINSZ) into the slow page")?;
+    Ok(())
+}
+
+/// One call whose argument comes from memory that is not there yet: it takes as long, but holds no
+/// lock of the terminal meanwhile.
+pub(crate) fn tell_from(device: &File, page: &crate::fault::Page) -> Result<()> {
+    // SAFETY: the request reads one winsize (8 bytes) from the address; the page is mapped, readable
+    // and larger than that, any bytes make a winsize, and nothing else reads or writes it meanwhile.
+    unsafe { tiocswinsz(device.as_raw_fd(), page.address().cast()) }
+        .context("ioctl(TIOCSWINSZ) from the slow page")?;
     Ok(())
 }

@@ -14,6 +14,7 @@ mod model;
 mod place;
 mod service;
 mod stats;
+mod waiter;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -58,9 +59,9 @@ enum Load {
     /// Becomes another program, which is told to end when the caller dies
     #[command(hide = true)]
     Exec(place::ExecArgs),
-    /// A culprit: maps a model file over and over
+    /// A culprit: loads a model file over and over
     ReloadLoop(model::ReloadArgs),
-    /// Negative control: several workers map one model once, at the same time, and keep it
+    /// Negative control: several workers load one model once, at the same time, and keep it
     Loaders(model::LoadersArgs),
     /// Burns CPU and does nothing else
     Burn,
@@ -68,6 +69,8 @@ enum Load {
     YieldSpinner,
     /// Negative control: asks the device a short question now and then, as monitors do
     Poller(device::PollerArgs),
+    /// Negative control: device calls that wait by design and hold nothing
+    Waiter(waiter::WaiterArgs),
 }
 
 fn main() -> ExitCode {
@@ -106,5 +109,6 @@ fn run(cli: &Cli) -> Result<()> {
             Ok(())
         }
         Load::Poller(args) => device::run_poller(args, end),
+        Load::Waiter(args) => waiter::run(args, end),
     }
 }

@@ -311,7 +311,8 @@ fn explain(request: Request, class: u32, episode: &Episode, now_ns: u64, lost: u
     let request = request
         .reason(reason)
         .evidence("waiting share of the others", finding.waiting, "ratio")
-        .evidence("waiting of the others", ms(finding.wait_ns), "ms")
+        .evidence("waiting of the others", ms(finding.lost_ns), "ms")
+        .evidence("driver time with a baseline", finding.known, "ratio")
         .evidence("others waiting", f64::from(finding.waiters), "processes")
         .evidence("hold of the culprit", ms(finding.hold_ns), "ms")
         .evidence("culprit's share of all hold", finding.share, "ratio")
@@ -369,12 +370,13 @@ impl Episodes {
         });
     }
 
-    pub(crate) fn read(from: &mut Reader<'_>, classes: usize) -> Option<Self> {
+    /// Reads what [`Self::write`] of that state version wrote.
+    pub(crate) fn read(from: &mut Reader<'_>, version: u32, classes: usize) -> Option<Self> {
         let mut episodes = Self::new(classes);
         let running = from.list(classes, |from| {
             let class = from.u32()?;
             let episode = Episode {
-                finding: read_finding(from)?,
+                finding: read_finding(from, version)?,
                 since_ns: from.u64()?,
                 contended_ns: from.u64()?,
                 used_ns: from.u64()?,
@@ -408,13 +410,14 @@ fn write_finding(out: &mut Writer, finding: &Finding) {
     out.u64(finding.hold_ns);
     out.f64(finding.share);
     out.u32(finding.waiters);
-    out.u64(finding.wait_ns);
+    out.u64(finding.lost_ns);
     out.f64(finding.waiting);
+    out.f64(finding.known);
     out.u64(finding.length_ns);
     out.u8(u8::from(finding.within));
 }
 
-fn read_finding(from: &mut Reader<'_>) -> Option<Finding> {
+fn read_finding(from: &mut Reader<'_>, version: u32) -> Option<Finding> {
     let workload = match from.u8()? {
         0 => Some(from.u64()?),
         1 => None,
@@ -430,8 +433,10 @@ fn read_finding(from: &mut Reader<'_>) -> Option<Finding> {
         hold_ns: from.u64()?,
         share: from.f64()?,
         waiters: from.u32()?,
-        wait_ns: from.u64()?,
+        lost_ns: from.u64()?,
         waiting: from.f64()?,
+        // The first version knew of no baselines.
+        known: if version < 2 { 0.0 } else { from.f64()? },
         length_ns: from.u64()?,
         within: from.u8()? != 0,
     })

@@ -1,7 +1,7 @@
 //! What one window of driver calls on one device class says. Pure but for the look-up of
 //! executables' names; no history here.
 
-use palisade_policy_sdk::abi::{Header, SampleGpu};
+use palisade_policy_sdk::abi::{Header, SampleGpu, SampleGpuCommand};
 use palisade_policy_sdk::{BoundedMap, ProcessId, host};
 use std::collections::BTreeMap;
 
@@ -22,6 +22,17 @@ pub(crate) enum Unit {
     Process(ProcessId),
 }
 
+/// How the calls of one command are to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// What is over its baseline is unusual.
+    Usual,
+    /// It has no baseline yet.
+    Unknown,
+    /// It waits by design: neither work nor harm.
+    Waits,
+}
+
 /// One process's driver calls. Times in nanoseconds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Use {
@@ -29,17 +40,49 @@ struct Use {
     calls: u64,
     latency_ns: u64,
     hold_ns: u64,
+    /// The part of the latency whose commands have a baseline, and what of it was over that.
+    known_ns: u64,
+    excess_ns: u64,
+    /// The part of the latency whose commands wait by design.
+    by_design_ns: u64,
 }
 
 impl Use {
-    fn wait_ns(&self) -> u64 {
-        self.latency_ns.saturating_sub(self.hold_ns)
+    fn worked_ns(&self) -> u64 {
+        self.latency_ns.saturating_sub(self.by_design_ns)
     }
 
-    fn add(&mut self, other: &Use) {
-        self.calls = self.calls.saturating_add(other.calls);
-        self.latency_ns = self.latency_ns.saturating_add(other.latency_ns);
-        self.hold_ns = self.hold_ns.saturating_add(other.hold_ns);
+    fn held_ns(&self) -> u64 {
+        self.hold_ns.min(self.worked_ns())
+    }
+
+    /// Time in the shadow of other processes' calls.
+    fn waited_ns(&self) -> u64 {
+        let waited_ns = self.latency_ns.saturating_sub(self.hold_ns);
+        waited_ns.min(self.worked_ns())
+    }
+
+    /// Of that, what was lost: where it is known how long the commands usually take, what is over it.
+    fn lost_ns(&self) -> u64 {
+        let unknown_ns = self.worked_ns().saturating_sub(self.known_ns);
+        self.waited_ns()
+            .min(self.excess_ns.saturating_add(unknown_ns))
+    }
+}
+
+/// Sums over several processes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    worked_ns: u64,
+    known_ns: u64,
+    lost_ns: u64,
+}
+
+impl Sum {
+    fn add(&mut self, entry: &Use) {
+        self.worked_ns = self.worked_ns.saturating_add(entry.worked_ns());
+        self.known_ns = self.known_ns.saturating_add(entry.known_ns);
+        self.lost_ns = self.lost_ns.saturating_add(entry.lost_ns());
     }
 }
 
@@ -59,13 +102,34 @@ impl Tally {
             .0
             .get_or_insert_with(ProcessId::from(header), Use::default);
         entry.workload = header.workload;
-        entry.add(&Use {
-            workload: header.workload,
-            calls: u64::from(sample.calls),
-            latency_ns: sample.latency_ns,
-            // More hold than latency cannot be; let no such record make a culprit.
-            hold_ns: sample.hold_ns.min(sample.latency_ns),
-        });
+        entry.calls = entry.calls.saturating_add(u64::from(sample.calls));
+        entry.latency_ns = entry.latency_ns.saturating_add(sample.latency_ns);
+        // More hold than latency cannot be; let no such record make a culprit.
+        let hold_ns = sample.hold_ns.min(sample.latency_ns);
+        entry.hold_ns = entry.hold_ns.saturating_add(hold_ns);
+    }
+
+    /// The same calls by command.
+    pub(crate) fn add_command(
+        &mut self,
+        header: &Header,
+        sample: &SampleGpuCommand,
+        command: Command,
+    ) {
+        let entry = self
+            .0
+            .get_or_insert_with(ProcessId::from(header), Use::default);
+        match command {
+            Command::Usual => {
+                let excess_ns = sample.excess_ns.min(sample.latency_ns);
+                entry.known_ns = entry.known_ns.saturating_add(sample.latency_ns);
+                entry.excess_ns = entry.excess_ns.saturating_add(excess_ns);
+            }
+            Command::Unknown => {}
+            Command::Waits => {
+                entry.by_design_ns = entry.by_design_ns.saturating_add(sample.latency_ns);
+            }
+        }
     }
 
     /// How many processes of a unit made calls.
@@ -94,21 +158,24 @@ pub(crate) struct Finding {
     pub hold_ns: u64,
     /// The culprit's part of all hold, 0 to 1.
     pub share: f64,
-    /// Processes that had to wait.
+    /// Processes that lost time.
     pub waiters: u32,
-    pub wait_ns: u64,
-    /// The waiters' part of their driver time that was waiting, 0 to 1.
+    /// What they lost by it.
+    pub lost_ns: u64,
+    /// That part of the others' time in the driver, 0 to 1.
     pub waiting: f64,
+    /// The part of the others' time in the driver for which there is a baseline, 0 to 1.
+    pub known: f64,
     pub length_ns: u64,
     /// Culprit and waiters are of one workload.
     pub within: bool,
 }
 
 impl Finding {
-    /// The culprit's hold, as far as the others' waiting, summed up, matches it. More than the
+    /// The culprit's hold, as far as what the others lost, summed up, matches it. More than the
     /// window if a call that returned in it had begun before.
     pub(crate) fn lasted_ns(&self) -> u64 {
-        self.hold_ns.min(self.wait_ns)
+        self.hold_ns.min(self.lost_ns)
     }
 }
 
@@ -152,8 +219,9 @@ impl Judge {
             hold_ns: workloads.hold_of(culprit),
             share: ratio(workloads.hold_of(culprit), workloads.hold_ns),
             waiters: 0,
-            wait_ns: 0,
+            lost_ns: 0,
             waiting: 0.0,
+            known: 0.0,
             length_ns,
             within: false,
         };
@@ -178,7 +246,7 @@ impl Judge {
         }
         let found = self.harmed(finding, &others)?;
         // Look-ups only where something is about to be said.
-        others.sort_unstable_by_key(|(id, entry)| (std::cmp::Reverse(entry.wait_ns()), *id));
+        others.sort_unstable_by_key(|(id, entry)| (std::cmp::Reverse(entry.lost_ns()), *id));
         let mut looked_up = 0;
         others.retain(|(id, _)| {
             looked_up += 1;
@@ -193,26 +261,28 @@ impl Judge {
 
     /// The finding with the waiters' numbers, if they suffer enough and by this culprit.
     fn harmed(&self, finding: Finding, others: &[(ProcessId, Use)]) -> Option<Finding> {
-        let mut sum = Use::default();
-        let mut waiters = 0_u32;
+        let mut sum = Sum::default();
+        let (mut waiters, mut losers) = (0_u32, 0_u32);
         let mut mean_wait = 0.0;
         for (_, entry) in others {
             sum.add(entry);
-            if entry.wait_ns() > 0 {
+            losers += u32::from(entry.lost_ns() > 0);
+            if entry.waited_ns() > 0 {
                 waiters += 1;
-                mean_wait += entry.wait_ns().min(finding.length_ns) as f64;
+                mean_wait += entry.waited_ns().min(finding.length_ns) as f64;
             }
         }
         mean_wait /= f64::from(waiters.max(1));
-        let waiting = ratio(sum.wait_ns(), sum.latency_ns);
-        let enough = waiters > 0
+        let waiting = ratio(sum.lost_ns, sum.worked_ns);
+        let enough = losers > 0
             && waiting >= self.contention
-            && ratio(sum.wait_ns(), finding.length_ns) >= self.min_busy
+            && ratio(sum.lost_ns, finding.length_ns) >= self.min_busy
             && finding.hold_ns as f64 >= EXPLAINED * mean_wait;
         enough.then_some(Finding {
-            waiters,
-            wait_ns: sum.wait_ns(),
+            waiters: losers,
+            lost_ns: sum.lost_ns,
             waiting,
+            known: ratio(sum.known_ns, sum.worked_ns),
             ..finding
         })
     }
@@ -240,8 +310,8 @@ impl<K: Ord + Copy> Sums<K> {
         };
         for (key, entry) in uses {
             let hold = sums.holds.entry(key).or_default();
-            *hold = hold.saturating_add(entry.hold_ns);
-            sums.hold_ns = sums.hold_ns.saturating_add(entry.hold_ns);
+            *hold = hold.saturating_add(entry.held_ns());
+            sums.hold_ns = sums.hold_ns.saturating_add(entry.held_ns());
         }
         sums
     }

@@ -1,4 +1,4 @@
-//! Who read how much of a file, and when. Pure; of a fixed size per file.
+//! Who mapped or read how much of a file, and when. Pure; of a fixed size per file.
 
 use palisade_policy_sdk::state::{Reader, Writer};
 use palisade_policy_sdk::{BoundedMap, ProcessId};
@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 
 /// Readers remembered per file; those seen least recently go.
 const MAX_READERS: usize = 32;
-/// Whole reads remembered per file.
-const MAX_READS: usize = 128;
+/// Loads remembered per file.
+const MAX_LOADS: usize = 128;
 
 /// A file as one workload sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,24 +17,60 @@ pub(crate) struct FileId {
     pub inode: u64,
 }
 
-/// A process that has the file in use.
-#[derive(Clone, Copy, Debug, Default)]
-struct User {
-    /// Mapped since its last whole read.
-    bytes: u64,
-    /// Its last whole read that counted.
-    read_ns: Option<u64>,
+/// How content comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Map,
+    /// `read` and its sisters, from the page cache or past it.
+    Read,
 }
 
-/// The reads of one file by one workload.
+/// What makes a load.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// Loads of one process closer together count as one, nanoseconds.
+    pub gap_ns: u64,
+    /// Older loads are forgotten, nanoseconds.
+    pub horizon_ns: u64,
+    /// The part of a file that counts as all of it.
+    pub whole: f64,
+}
+
+/// A process that has the file in use.
+#[derive(Clone, Copy, Debug)]
+struct User {
+    /// Mapped since its last load.
+    mapped: u64,
+    /// Read since its last load.
+    read: u64,
+    /// Opened since its last load, so that what is read makes another one. Who opens once and
+    /// then reads here and there, as a database does, loads once.
+    opened: bool,
+    /// Its last load that counted.
+    loaded_ns: Option<u64>,
+}
+
+impl Default for User {
+    fn default() -> Self {
+        Self {
+            mapped: 0,
+            read: 0,
+            // A descriptor may have been handed down.
+            opened: true,
+            loaded_ns: None,
+        }
+    }
+}
+
+/// The loads of one file by one workload.
 #[derive(Debug)]
 pub(crate) struct File {
     /// Bytes; 0 while unknown.
     pub size: u64,
     users: BoundedMap<ProcessId, User>,
-    /// Times of whole reads, oldest first.
-    reads: VecDeque<u64>,
-    /// The most users that had read it at one time, and when that was.
+    /// Times of loads, oldest first.
+    loads: VecDeque<u64>,
+    /// The most users that had loaded it at one time, and when that was.
     slots: u32,
     slots_ns: u64,
 }
@@ -44,7 +80,7 @@ impl Default for File {
         Self {
             size: 0,
             users: BoundedMap::new(MAX_READERS),
-            reads: VecDeque::new(),
+            loads: VecDeque::new(),
             slots: 0,
             slots_ns: 0,
         }
@@ -55,52 +91,64 @@ impl Default for File {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Loop {
     pub file: FileId,
-    /// Who read last.
+    /// Who loaded last.
     pub process: ProcessId,
     pub size: u64,
-    pub reads: u32,
+    pub loads: u32,
     pub epochs: u32,
     /// Processes that used the file at the same time.
     pub slots: u32,
-    /// From the first read to the last.
+    /// From the first load to the last.
     pub span_ns: u64,
     /// Between the last two epochs.
     pub gap_ns: u64,
 }
 
 impl File {
-    /// Takes note of bytes that a process mapped. Answers whether that made a read that counts.
-    pub(crate) fn mapped(
+    /// A process opened it.
+    pub(crate) fn opened(&mut self, process: ProcessId, size: u64) {
+        self.size = size;
+        self.users.get_or_insert_with(process, User::default).opened = true;
+    }
+
+    /// Takes note of bytes that a process mapped or read. Answers whether that made a load that
+    /// counts.
+    pub(crate) fn came_in(
         &mut self,
         process: ProcessId,
+        way: Way,
         bytes: u64,
         now_ns: u64,
-        gap_ns: u64,
-        horizon_ns: u64,
+        rules: &Rules,
     ) -> bool {
-        let recent = |at_ns: u64| now_ns.saturating_sub(at_ns) <= horizon_ns;
-        self.reads.retain(|at_ns| recent(*at_ns));
+        let recent = |at_ns: u64| now_ns.saturating_sub(at_ns) <= rules.horizon_ns;
+        self.loads.retain(|at_ns| recent(*at_ns));
         let user = self.users.get_or_insert_with(process, User::default);
-        user.bytes = user.bytes.saturating_add(bytes);
-        if self.size == 0 || user.bytes < self.size {
+        let sum = match way {
+            Way::Map => &mut user.mapped,
+            Way::Read if !user.opened => return false,
+            Way::Read => &mut user.read,
+        };
+        *sum = sum.saturating_add(bytes);
+        if self.size == 0 || (*sum as f64) < self.size as f64 * rules.whole {
             return false;
         }
-        user.bytes = 0;
+        (user.mapped, user.read, user.opened) = (0, 0, false);
         if user
-            .read_ns
-            .is_some_and(|last| now_ns.saturating_sub(last) < gap_ns)
+            .loaded_ns
+            .is_some_and(|last| now_ns.saturating_sub(last) < rules.gap_ns)
         {
             return false;
         }
-        user.read_ns = Some(now_ns);
-        if self.reads.len() == MAX_READS {
-            self.reads.pop_front();
+        user.loaded_ns = Some(now_ns);
+        if self.loads.len() == MAX_LOADS {
+            self.loads.pop_front();
         }
-        self.reads.push_back(now_ns);
+        self.loads.push_back(now_ns);
         let live = self
             .users
             .iter()
-            .filter(|(_, user)| user.read_ns.is_some_and(recent))
+            .filter(|(_, user)| user.loaded_ns.is_some_and(recent))
             .count() as u32;
         if live >= self.slots || !recent(self.slots_ns) {
             (self.slots, self.slots_ns) = (live, now_ns);
@@ -118,7 +166,7 @@ impl File {
         self.users.iter().map(|(id, _)| *id)
     }
 
-    /// The loop that the reads make, if they make one.
+    /// The loop that the loads make, if they make one.
     pub(crate) fn find_loop(
         &self,
         file: FileId,
@@ -126,26 +174,26 @@ impl File {
         epochs_wanted: usize,
         gap_ns: u64,
     ) -> Option<Loop> {
-        let first_ns = *self.reads.front()?;
+        let first_ns = *self.loads.front()?;
         let (mut epochs, mut epoch_ns, mut last_gap_ns) = (1, first_ns, 0);
-        for at_ns in &self.reads {
+        for at_ns in &self.loads {
             let since = at_ns.saturating_sub(epoch_ns);
             if since >= gap_ns {
                 (epochs, epoch_ns, last_gap_ns) = (epochs + 1, *at_ns, since);
             }
         }
         let slots = self.slots.max(1);
-        if epochs < epochs_wanted || self.reads.len() < epochs_wanted * slots as usize {
+        if epochs < epochs_wanted || self.loads.len() < epochs_wanted * slots as usize {
             return None;
         }
         Some(Loop {
             file,
             process,
             size: self.size,
-            reads: self.reads.len() as u32,
+            loads: self.loads.len() as u32,
             epochs: epochs as u32,
             slots,
-            span_ns: self.reads.back()?.saturating_sub(first_ns),
+            span_ns: self.loads.back()?.saturating_sub(first_ns),
             gap_ns: last_gap_ns,
         })
     }
@@ -154,31 +202,51 @@ impl File {
         out.u64(self.size);
         out.u32(self.slots);
         out.u64(self.slots_ns);
-        out.list(self.reads.iter(), |out, at_ns| out.u64(*at_ns));
+        out.list(self.loads.iter(), |out, at_ns| out.u64(*at_ns));
         let mut users: Vec<_> = self.users.iter().collect();
         users.sort_unstable_by_key(|(id, _)| **id);
         out.list(users.into_iter(), |out, (id, user)| {
             write_process(out, *id);
-            out.u64(user.bytes);
-            out.u8(u8::from(user.read_ns.is_some()));
-            out.u64(user.read_ns.unwrap_or_default());
+            out.u64(user.mapped);
+            out.u8(u8::from(user.loaded_ns.is_some()));
+            out.u64(user.loaded_ns.unwrap_or_default());
+            out.u64(user.read);
+            out.u8(u8::from(user.opened));
         });
     }
 
-    pub(crate) fn read(from: &mut Reader<'_>) -> Option<Self> {
+    /// Reads what [`Self::write`] of that state version wrote.
+    pub(crate) fn read(from: &mut Reader<'_>, version: u32) -> Option<Self> {
         let mut file = Self {
             size: from.u64()?,
             slots: from.u32()?,
             slots_ns: from.u64()?,
-            reads: from.list(MAX_READS, Reader::u64)?.into(),
+            loads: from.list(MAX_LOADS, Reader::u64)?.into(),
             ..Self::default()
         };
         let users = from.list(MAX_READERS, |from| {
             let id = read_process(from)?;
-            let bytes = from.u64()?;
-            let has_read = from.u8()? != 0;
-            let read_ns = Some(from.u64()?).filter(|_| has_read);
-            Some((id, User { bytes, read_ns }))
+            let mapped = from.u64()?;
+            let has_loaded = from.u8()? != 0;
+            let loaded_ns = Some(from.u64()?).filter(|_| has_loaded);
+            let user = User {
+                mapped,
+                loaded_ns,
+                ..User::default()
+            };
+            // The first version knew of no reads.
+            if version < 2 {
+                return Some((id, user));
+            }
+            let (read, opened) = (from.u64()?, from.u8()? != 0);
+            Some((
+                id,
+                User {
+                    read,
+                    opened,
+                    ..user
+                },
+            ))
         })?;
         for (id, user) in users {
             file.users.get_or_insert_with(id, || user);
@@ -208,7 +276,7 @@ impl Loop {
         self.file.write(out);
         write_process(out, self.process);
         out.u64(self.size);
-        out.u32(self.reads);
+        out.u32(self.loads);
         out.u32(self.epochs);
         out.u32(self.slots);
         out.u64(self.span_ns);
@@ -220,7 +288,7 @@ impl Loop {
             file: FileId::read(from)?,
             process: read_process(from)?,
             size: from.u64()?,
-            reads: from.u32()?,
+            loads: from.u32()?,
             epochs: from.u32()?,
             slots: from.u32()?,
             span_ns: from.u64()?,

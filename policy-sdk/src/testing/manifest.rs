@@ -24,14 +24,17 @@ impl Manifest {
         let root: Table = text.parse().map_err(|error| format!("{error}"))?;
         let policy = table(&root, "policy")?;
         let subscribe = table(&root, "subscribe")?;
-        if integer(policy, "abi")? > i64::from(palisade_abi::ABI_VERSION) {
+        let abi = integer(policy, "abi")?;
+        if abi > i64::from(palisade_abi::ABI_VERSION) {
             return Err("`abi` is newer than this SDK".to_owned());
         }
         let mut kinds = 0;
         for name in texts(subscribe, "kinds")? {
-            kinds |= Kind::from_name(&name)
-                .ok_or(format!("no kind is named `{name}`"))?
-                .bit();
+            let kind = Kind::from_name(&name).ok_or(format!("no kind is named `{name}`"))?;
+            if abi < i64::from(kind.since()) {
+                return Err(format!("`{name}` needs `abi = {}`", kind.since()));
+            }
+            kinds |= kind.bit();
         }
         let powers = texts(policy, "powers")?;
         if let Some(odd) = powers.iter().find(|power| {
@@ -186,6 +189,7 @@ mod tests {
         }
         for (from, to, why) in [
             ("sample-maps", "sample-mops", "no kind"),
+            ("sample-maps", "sample-runq", "needs `abi = 2`"),
             ("\"alert\"", "\"nuke\"", "no power"),
             ("abi = 1", "abi = 99", "newer"),
             ("default = 1024", "default = 0", "out of range"),

@@ -4,10 +4,12 @@
 //! subscribes to, gets every setting of the manifest, and a request that the agent would
 //! refuse at the door (power not asked for, evidence that is not finite, no reason) panics.
 
+mod endure;
 pub mod fake;
 mod manifest;
 mod records;
 
+pub use endure::endure;
 pub use manifest::Manifest;
 pub use records::{Proc, absent};
 

@@ -1,10 +1,12 @@
-//! What the live tests aim at: a process that makes driver calls on a watched device (/dev/ptmx).
+//! What the live tests aim at: mostly a process that makes driver calls on a watched device (/dev/ptmx).
 //!
 //! - `target burn MS`: burns CPU; makes a driver call every 50 ms for the first MS milliseconds; ends with its parent.
 //! - `target threads any|leader`: starts eight threads and ends with code 5, at any thread's hand or at the first one's.
+//! - `target serve MS`: prints a port of loopback and answers each message that comes there, after MS milliseconds.
 //! - `target reaction`: blocks SIGTERM, makes one driver call, waits for SIGTERM, and prints the nanoseconds in between.
 
 use rustix::fs::{Mode, OFlags};
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 fn main() {
@@ -17,7 +19,16 @@ fn main() {
             .and_then(burn),
         ["threads", who] => threads(who == "any"),
         ["reaction"] => reaction(),
-        _ => Err("usage: target burn MS | target threads any|leader | target reaction".to_owned()),
+        ["serve", ms] => ms
+            .parse()
+            .map_err(|error| format!("{ms}: {error}"))
+            .and_then(|ms| {
+                serve(Duration::from_millis(ms)).map_err(|error| format!("serve: {error}"))
+            }),
+        _ => Err(
+            "usage: target burn MS | target threads any|leader | target reaction | target serve MS"
+                .to_owned(),
+        ),
     };
     if let Err(error) = done {
         eprintln!("target: {error}");
@@ -73,5 +84,25 @@ fn reaction() -> Result<(), String> {
     rustix::termios::tcgetwinsize(&device).map_err(|error| error.to_string())?;
     set.wait().map_err(|error| error.to_string())?;
     println!("{}", start.elapsed().as_nanos());
+    Ok(())
+}
+
+fn serve(delay: Duration) -> std::io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    println!("{}", listener.local_addr()?.port());
+    for connection in listener.incoming() {
+        let mut connection = connection?;
+        std::thread::spawn(move || {
+            let mut message = [0; 4096];
+            // Ends with the client.
+            while connection.read(&mut message).is_ok_and(|bytes| bytes > 0) {
+                std::thread::sleep(delay);
+                if connection.write_all(b"answer").is_err() {
+                    return;
+                }
+            }
+        });
+    }
     Ok(())
 }

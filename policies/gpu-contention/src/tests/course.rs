@@ -130,8 +130,8 @@ fn a_reload_neither_forgets_nor_repeats() {
     assert!(throttles(&after) >= 2, "renewed");
     let state = harness.policy().checkpoint();
     for cut in 1..state.len() {
-        assert!(harness.restore(1, &state[..cut]).is_err(), "cut at {cut}");
+        assert!(harness.restore(2, &state[..cut]).is_err(), "cut at {cut}");
     }
-    assert!(harness.restore(2, &state).is_err());
-    assert_eq!(harness.restore(1, &[]), Ok(()));
+    assert!(harness.restore(3, &state).is_err());
+    assert_eq!(harness.restore(2, &[]), Ok(()));
 }

@@ -1,12 +1,13 @@
 //! Who is a culprit, and who is not.
 
 mod course;
+mod excess;
 mod property;
 
 use crate::GpuContention;
 use palisade_policy_sdk::host::{ProcessInfo, WorkloadInfo};
 use palisade_policy_sdk::testing::{Harness, Proc, fake};
-use palisade_policy_sdk::{Action, MS, Policy, Record, Request, SECOND, Setting, Severity, Target};
+use palisade_policy_sdk::{Action, MS, Policy, Request, SECOND, Setting, Severity, Target};
 
 /// A process's driver calls in one second: calls, latency and hold in milliseconds.
 type Load = (Proc, u32, u64, u64);

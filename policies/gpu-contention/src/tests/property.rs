@@ -1,47 +1,41 @@
 //! Any input.
 
 use super::*;
-use palisade_policy_sdk::abi::Header;
+use palisade_policy_sdk::abi::SampleGpuCommand;
+use palisade_policy_sdk::testing::endure;
 use proptest::prelude::*;
 
-fn any_record() -> impl Strategy<Value = Record> {
-    let numbers = prop_oneof![0..4_u64, any::<u64>(), Just(u64::MAX)];
-    (prop::array::uniform6(numbers), 0..16_u16, 0..4_u32).prop_map(|(n, kind, pid)| {
-        let header = Header {
-            time_ns: n[0],
-            workload: n[1] % 3,
-            start_ns: n[2],
-            pid,
-            kind,
-            ..Header::default()
+#[test]
+fn no_input_panics() {
+    endure::<GpuContention>(
+        &[
+            ("sustain", 1.into()),
+            ("min_busy_ratio", 0.0.into()),
+            ("contention_ratio", 0.0.into()),
+            ("waiting_commands", "1:1".into()),
+        ],
+        500,
+    );
+}
+
+/// Loads of one second: calls, workload, two times of which the larger is the latency, and the excess.
+fn any_loads() -> impl Strategy<Value = Vec<(Load, u64)>> {
+    let load = (1..40_u32, 1..6_u64, 0..1000_u64, 0..1000_u64, 0..1000_u64);
+    prop::collection::vec(load, 1..12).prop_map(|loads| {
+        let load = |(n, (calls, workload, latency, hold, excess)): (usize, (_, _, u64, _, u64))| {
+            let latency = latency.max(hold);
+            let proc = Proc::new(n as u32 + 1, workload);
+            ((proc, calls, latency, hold), excess.min(latency))
         };
-        Record {
-            header,
-            body: [n[3], n[4], n[5]],
-        }
+        loads.into_iter().enumerate().map(load).collect()
     })
 }
 
 proptest! {
-    #[test]
-    fn no_input_panics(
-        batches in prop::collection::vec((any::<u64>(), prop::collection::vec(any_record(), 0..20)), 0..20),
-        state in prop::collection::vec(any::<u8>(), 0..300),
-    ) {
-        let mut harness = policy(&[("sustain", 1.into()), ("min_busy_ratio", 0.0.into())]);
-        let _ = harness.restore(1, &state);
-        for (now_ns, batch) in batches {
-            harness.deliver_raw(now_ns, &batch);
-            harness.reload().expect("a policy takes over its own state");
-        }
-    }
-
     /// Whatever the loads are: the accused workload never holds less than another one.
     #[test]
-    fn no_waiter_is_accused(loads in prop::collection::vec((1..40_u32, 1..6_u64, 0..1000_u64, 0..1000_u64), 1..12)) {
-        let loads: Vec<Load> = loads.into_iter().enumerate().map(|(n, (calls, workload, latency, hold))| {
-            (Proc::new(n as u32 + 1, workload), calls, latency.max(hold), hold)
-        }).collect();
+    fn no_waiter_is_accused(loads in any_loads()) {
+        let loads: Vec<Load> = loads.into_iter().map(|(load, _)| load).collect();
         let held = |workload: u64| -> u64 {
             loads.iter().filter(|load| load.0.workload == workload).map(|load| load.3 / 10 * 10).sum()
         };
@@ -51,5 +45,33 @@ proptest! {
                 prop_assert!(held(accused) + 120 >= held(other), "{accused} for {other}: {loads:?}");
             }
         }
+    }
+
+    /// What is told by command can acquit, but not accuse.
+    #[test]
+    fn a_baseline_accuses_nobody(loads in any_loads()) {
+        let mut harness = policy(&[]);
+        let mut accused = Vec::new();
+        for _ in 0..40 {
+            harness.advance_ms(100);
+            for ((proc, calls, latency, hold), excess) in &loads {
+                let (calls, latency_ns) = (calls.div_ceil(10), latency * MS / 10);
+                harness.push(proc.sample_gpu(0, calls, latency_ns, hold * MS / 10));
+                harness.push(proc.sample(SampleGpuCommand {
+                    latency_ns,
+                    excess_ns: excess * MS / 10,
+                    calls,
+                    command: proc.id.pid as u16,
+                    class: 0,
+                }));
+            }
+            accused.extend(harness.deliver().into_iter().map(|request| request.target));
+        }
+        let loads: Vec<Load> = loads.into_iter().map(|(load, _)| load).collect();
+        let without: Vec<Target> = seconds(&mut policy(&[]), 4, &loads)
+            .into_iter()
+            .map(|request| request.target)
+            .collect();
+        prop_assert!(accused.iter().all(|target| without.contains(target)), "{accused:?}, {without:?}");
     }
 }
