@@ -213,7 +213,7 @@ impl Inner {
 
     fn start(&self, source: PolicySource, running: Running) -> Result<PolicyRef, LoadError> {
         let reference = running.reference.clone();
-        let queue = Arc::new(Queue::new(&source.limits, running.mask()));
+        let queue = Arc::new(Queue::new(&source.name, &source.limits, running.mask()));
         let board = Arc::new(Board::new(reference.clone()));
         let worker = Worker::new(
             Arc::clone(&self.shared),

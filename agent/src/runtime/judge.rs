@@ -6,6 +6,8 @@
 
 use super::Shared;
 use super::act_thread::Job;
+use super::reel::Told;
+use super::tape::Notes;
 use crate::audit::{Entry, Identity};
 use crate::policy::PolicyEvent;
 use palisade_core::{
@@ -60,6 +62,10 @@ pub(super) struct Judge {
     under_way: u64,
     /// Effects that were held back because their intent could not be recorded.
     not_done: Vec<(Effect, ActOutcome)>,
+    /// What a recording is told of the core's inputs.
+    notes: Option<Notes>,
+    /// What the audit log was told about that recording.
+    told: Told,
 }
 
 impl Judge {
@@ -68,6 +74,7 @@ impl Judge {
         shared: Shared,
         grants: BTreeMap<String, Grant>,
         act: Sender<Job>,
+        notes: Option<Notes>,
     ) -> Self {
         Self {
             core,
@@ -78,11 +85,18 @@ impl Judge {
             recordable: true,
             under_way: 0,
             not_done: Vec::new(),
+            notes,
+            told: Told::default(),
         }
     }
 
-    /// Runs until it is told to stop and the leases are undone, or patience ends.
-    pub(super) fn run(mut self, orphans: Vec<palisade_core::Lease>, messages: &Receiver<Message>) {
+    /// Runs until it is told to stop and the leases are undone, or patience ends. Answers what the audit log was
+    /// told about the recording.
+    pub(super) fn run(
+        mut self,
+        orphans: Vec<palisade_core::Lease>,
+        messages: &Receiver<Message>,
+    ) -> Told {
         for lease in orphans {
             self.step(Input::Orphan(lease));
         }
@@ -91,7 +105,7 @@ impl Judge {
             let now = crate::act::now_ns();
             let done = self.under_way == 0 && self.core.leases().next().is_none();
             if stopping.is_some_and(|until| now >= until || done) {
-                return;
+                return self.told;
             }
             let next = self.core.next_deadline().map_or(LONGEST_WAIT, |at| {
                 Duration::from_nanos(at.saturating_sub(now))
@@ -111,7 +125,7 @@ impl Judge {
                 }
                 Ok(message) => self.hear(message),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return self.told,
             }
             let dropped = self.shared.intake.dropped();
             if dropped > 0 {
@@ -120,6 +134,9 @@ impl Judge {
                 );
                 tracing::error!("{text}");
                 self.shared.audit.append(Entry::Note { text });
+            }
+            if let Some(reel) = &self.shared.reel {
+                reel.tell(&mut self.told, &self.shared.audit);
             }
             let healthy = self.shared.audit.healthy();
             if healthy != self.recordable {
@@ -206,7 +223,9 @@ impl Judge {
 
     pub(super) fn step(&mut self, input: Input) {
         let now_ns = crate::act::now_ns();
-        self.shared.heard(now_ns, &input);
+        if let Some(notes) = &mut self.notes {
+            notes.heard(now_ns, &input);
+        }
         for effect in self.core.step(now_ns, input) {
             self.carry_out(effect);
         }

@@ -58,7 +58,11 @@ impl Sink for AgentSink {
                 });
             }
         }
-        self.publisher.publish(&batch);
+        self.publisher.publish(&batch, |policy, records| {
+            if let Some(tape) = &self.tape {
+                tape.dropped(policy, batch.seq, records);
+            }
+        });
         if self.feed.batch(&self.shared.looking, &batch) {
             self.shared.subscribe();
         }
