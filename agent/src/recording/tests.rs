@@ -270,12 +270,12 @@ fn other_files_and_other_versions_are_refused() {
     let key = b"palisade.recording\0";
     let at = file.windows(key.len()).position(|w| w == key).unwrap();
     let digit = (at.saturating_sub(40)..at + 60)
-        .find(|i| file[i - 4..i + 2] == *b"\x01\0\0\x001\0")
+        .find(|i| file[i - 4..i + 2] == *b"\x01\0\0\x002\0")
         .unwrap();
-    file[digit] = b'2';
+    file[digit] = b'3';
     let refused = Reader::new(&file[..]).map(|_| ()).unwrap_err();
     assert!(
-        matches!(&refused, ReadError::Version { found } if found == "2"),
+        matches!(&refused, ReadError::Version { found } if found == "3"),
         "{refused}"
     );
     file[at] = b'q';
@@ -283,6 +283,21 @@ fn other_files_and_other_versions_are_refused() {
         Reader::new(&file[..]),
         Err(ReadError::NotARecording)
     ));
+}
+
+#[test]
+fn a_file_of_version_1_is_read_and_has_nothing_of_the_core() {
+    let file = include_bytes!("../cli/demo/recording.arrows");
+    let reader = Reader::new(&file[..]).unwrap();
+    let entries: Vec<Entry> = reader.map(Result::unwrap).collect();
+    let batches = entries
+        .iter()
+        .filter(|entry| matches!(entry, Entry::Batch(_)));
+    assert_eq!(batches.count(), 697);
+    assert!(!entries.iter().any(|entry| matches!(
+        entry,
+        Entry::Core(_) | Entry::Input { .. } | Entry::Facts { .. } | Entry::Answer { .. }
+    )));
 }
 
 #[test]
