@@ -11,6 +11,7 @@ use crate::batch::Batch;
 use crate::config::Config;
 use crate::policy::PolicyEvent;
 use crate::recording::Entry;
+use crate::runtime::LIFE;
 use anyhow::Result;
 use palisade_abi::Lost;
 use palisade_core::{ActOutcome, Effect, Input, PolicyOutput, PolicyRef, Request, WorkloadId};
@@ -76,10 +77,7 @@ impl<'a> Anew<'a> {
         }
         for record in batch.records.iter() {
             if let Some(lost) = record.get::<Lost>() {
-                let workload =
-                    (record.header.workload != 0).then_some(WorkloadId(record.header.workload));
-                let count = lost.count;
-                self.step(batch.now_ns, Input::Lost { workload, count });
+                self.lost(batch.now_ns, record.header.workload, lost);
             }
         }
         let mut events = Vec::new();
@@ -88,6 +86,26 @@ impl<'a> Anew<'a> {
         }
         for event in events {
             self.hear(batch.now_ns, event);
+        }
+    }
+
+    /// The core hears of a loss as in a run.
+    fn lost(&mut self, now_ns: u64, workload: u64, lost: Lost) {
+        let count = lost.count;
+        if lost.kinds == 0 {
+            let workload = (workload != 0).then_some(WorkloadId(workload));
+            self.step(now_ns, Input::Lost { workload, count });
+            return;
+        }
+        let all = lost.kinds & LIFE != 0;
+        let concerned: Vec<String> = self
+            .seats
+            .iter()
+            .filter(|seat| all || seat.mask() & lost.kinds != 0)
+            .map(|seat| seat.reference().name.clone())
+            .collect();
+        for policy in concerned {
+            self.step(now_ns, Input::Skipped { policy, count });
         }
     }
 

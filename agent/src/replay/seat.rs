@@ -49,6 +49,11 @@ impl Seat {
         self.stepper.reference()
     }
 
+    /// Bits of the kinds that it receives.
+    pub(super) fn mask(&self) -> u64 {
+        self.stepper.mask()
+    }
+
     /// At once, for a replay that decides anew.
     pub(super) fn step(&mut self, batch: &Batch) -> Vec<PolicyEvent> {
         self.stepper.step(batch, 0)

@@ -4,10 +4,10 @@
 //! to the act thread, and is on disk before an irreversible one is; every effect that was handed over comes
 //! back as an outcome. It holds no rule of its own: what to grant is the core's.
 
-use super::Shared;
 use super::act_thread::Job;
 use super::reel::Told;
 use super::tape::Notes;
+use super::{LIFE, Shared};
 use crate::audit::{Entry, Identity};
 use crate::policy::PolicyEvent;
 use palisade_core::{
@@ -36,6 +36,8 @@ pub(super) enum Message {
         workload: u64,
         count: u64,
         source: &'static str,
+        /// Of which kinds; 0: not known.
+        kinds: u64,
     },
     /// The operator turned the kill switch.
     Disarm(bool, SyncSender<Result<String, String>>),
@@ -172,6 +174,7 @@ impl Judge {
                 workload,
                 count,
                 source,
+                kinds,
             } => {
                 let workload = (workload != 0).then_some(WorkloadId(workload));
                 self.shared.audit.append(Entry::Loss {
@@ -180,7 +183,12 @@ impl Judge {
                     policy: None,
                     workload,
                 });
-                self.step(Input::Lost { workload, count });
+                if kinds == 0 {
+                    self.step(Input::Lost { workload, count });
+                }
+                for policy in self.concerned(kinds) {
+                    self.step(Input::Skipped { policy, count });
+                }
             }
             Message::Disarm(on, reply) => {
                 let text = if on {
@@ -233,6 +241,15 @@ impl Judge {
         for (effect, outcome) in std::mem::take(&mut self.not_done) {
             self.under_way += 1;
             self.hear(Message::Outcome(Box::new(effect), outcome));
+        }
+    }
+
+    /// The policies whose evidence rests on those kinds: who is who and who has ended is everybody's evidence.
+    fn concerned(&self, kinds: u64) -> Vec<String> {
+        match self.shared.engine.get() {
+            Some(engine) if kinds & LIFE == 0 => engine.subscribers(kinds),
+            _ if kinds == 0 => Vec::new(),
+            _ => self.running.keys().cloned().collect(),
         }
     }
 

@@ -79,7 +79,7 @@ impl Shared {
 }
 
 /// The life of processes, to which the identity tables subscribe.
-const LIFE: u64 = Kind::Exec.bit() | Kind::Exit.bit() | Kind::Fork.bit();
+pub(crate) const LIFE: u64 = Kind::Exec.bit() | Kind::Exit.bit() | Kind::Fork.bit();
 
 /// What the sensors are to deliver: what the policies subscribed to, and the life of processes, to which the
 /// identity tables subscribe.

@@ -55,6 +55,7 @@ impl Sink for AgentSink {
                     workload: record.header.workload,
                     count: lost.count,
                     source,
+                    kinds: lost.kinds,
                 });
             }
         }
