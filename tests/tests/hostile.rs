@@ -64,7 +64,7 @@ fn beside(hostile: &str, settings: &str) -> (Request, Vec<PolicyEvent>) {
     engine.load(source(hostile, settings)).unwrap();
     let publisher = engine.publisher();
     for seq in 1..=batches {
-        publisher.publish(&batch(seq));
+        publisher.publish(&batch(seq), |_, _| {});
         if seq.is_multiple_of(100) {
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -1,12 +1,13 @@
-//! Recordings of real runs: replayed twice they give the same decisions, byte for byte; made beside an agent, ended
-//! by a signal or by a crash.
+//! Recordings of real runs: replayed they give the run's own decisions, byte for byte and each time; made beside an agent,
+//! ended by a signal or by a crash.
 #![allow(clippy::unwrap_used)] // a failed step ends the test
 
 use palisade::recording::{Origin, Writer};
+use palisade_core::Decision;
 use palisade_tests::{Agent, TestCgroup, Ward, binaries, eventually, live_or_skip, policy};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// `palisade replay FILE --summary --json`.
@@ -101,91 +102,311 @@ fn wait_for(mut ward: Ward) -> Value {
     said
 }
 
-#[test]
-fn a_recorded_run_replays_to_the_same_decisions_twice() {
-    live_or_skip!("a_recorded_run_replays_to_the_same_decisions_twice");
-    let cgroup = TestCgroup::new("replay").unwrap();
+/// Everything of the core's decisions and undos, in order, as the audit log has it. Of an audit record only what the log adds
+/// is left out: its place in the chain, the time of writing, and who the target was in words.
+fn decided(audit: &[Value]) -> Vec<String> {
+    let decision = |record: &Value| {
+        let decision: Decision = serde_json::from_value(record.clone()).unwrap();
+        serde_json::to_string(&decision).unwrap()
+    };
+    audit
+        .iter()
+        .filter_map(|record| match record["kind"].as_str() {
+            Some("decision") => Some(decision(record)),
+            Some("undo_intent") => Some(format!(
+                "undo {} {} {}",
+                record["effect"], record["lease"], record["why"]
+            )),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The same of a replay's lines.
+fn replayed(lines: &str) -> Vec<String> {
+    lines
+        .lines()
+        .map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            match line["effect"].as_str() {
+                Some("record") => {
+                    let decision: Decision =
+                        serde_json::from_value(line["decision"].clone()).unwrap();
+                    serde_json::to_string(&decision).unwrap()
+                }
+                Some("undo") => format!("undo {} {} {}", line["id"], line["lease"], line["why"]),
+                other => panic!("{other:?}: {line}"),
+            }
+        })
+        .collect()
+}
+
+/// The configuration of the guest that asks for something at each driver call.
+fn react(cgroup: &TestCgroup, mode: &str, action: &str) -> String {
+    format!(
+        "[watch]\ncgroups = [{:?}]\n[[devices]]\nname = \"ptmx\"\npath = \"/dev/ptmx\"\nslow = \"0ms\"\n\
+         [policies.react]\npath = {:?}\nmode = {mode:?}\npower = \"signal\"\ncooldown = \"0s\"\nactions-per-minute = 60\n\
+         settings = {{ action = {action:?}, lease-ms = 500 }}\n",
+        cgroup.path(),
+        policy("guests/react"),
+    )
+}
+
+/// A run of the guest that asks for something at each driver call, under the mode, until `through`.
+fn recorded_run(
+    cgroup: &TestCgroup,
+    mode: &str,
+    action: &str,
+    through: impl FnOnce(&Agent, &TestCgroup),
+) -> (Agent, PathBuf) {
     let dir = tempfile::Builder::new()
         .prefix("palisade-test-")
         .tempdir()
         .unwrap();
     let recording = dir.path().join("run.arrows");
-    let config = format!(
-        "[watch]\ncgroups = [{:?}]\n[[devices]]\nname = \"ptmx\"\npath = \"/dev/ptmx\"\nslow = \"0ms\"\n\
-         [policies.react]\npath = {:?}\nmode = \"enforce\"\npower = \"signal\"\ncooldown = \"0s\"\nactions-per-minute = 60\n\
-         settings = {{ action = \"quota\", lease-ms = 500 }}\n",
-        cgroup.path(),
-        policy("guests/react"),
-    );
+    let config = react(cgroup, mode, action);
     let mut agent =
         Agent::start_in(dir, &config, &["--record", recording.to_str().unwrap()]).unwrap();
-    let mut command = Command::new(binaries().join("target"));
-    cgroup.enter(command.args(["burn", "700"]));
-    let burner = Ward::start(&mut command).unwrap();
-    agent
-        .wait_for("the undo", |record| record["kind"] == "undo_outcome")
-        .unwrap();
-    drop(burner);
+    through(&agent, cgroup);
     assert_eq!(agent.end().unwrap(), Some(0), "{}", agent.log());
+    (agent, recording)
+}
 
-    let replay = || {
-        agent
-            .call(&["replay", recording.to_str().unwrap(), "--json"])
-            .unwrap()
-    };
-    let (first, second) = (replay(), replay());
-    assert_eq!(first, second);
-    let summary = summary(&recording);
-    assert_eq!(summary["ended"], true);
-    assert_eq!(summary["origin"]["policies"], serde_json::json!(["react"]));
-    assert!(summary["orders"].as_u64() >= Some(1), "{summary}");
-    assert!(summary["ticks"].as_u64() >= Some(1), "{summary}");
-    let lines: Vec<serde_json::Value> = first
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
-    let granted = lines
-        .iter()
-        .filter(|line| line["decision"]["verdict"] == "granted")
-        .count();
-    let undone = lines.iter().filter(|line| line["effect"] == "undo").count();
-    assert!(
-        granted >= 1 && undone >= 1,
-        "{granted} granted, {undone} undone in:\n{first}"
-    );
+fn burner(cgroup: &TestCgroup, ms: &str) -> Ward {
+    let mut command = Command::new(binaries().join("target"));
+    cgroup.enter(command.args(["burn", ms]));
+    Ward::start(&mut command).unwrap()
+}
 
-    // The live run granted what the replay grants: the first decision is the same.
-    let live = agent
-        .audit()
-        .into_iter()
-        .find(|record| record["kind"] == "decision")
+/// Standard output and error of `palisade replay`, as JSON lines.
+fn replay(recording: &Path, config: &Path) -> (String, String) {
+    let output = Command::new(binaries().join("palisade"))
+        .args(["replay", "--json", "--config"])
+        .arg(config)
+        .arg(recording)
+        .output()
         .unwrap();
-    assert_eq!(
-        live["request"]["action"],
-        lines[0]["decision"]["request"]["action"]
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let (lines, said) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    (lines, said)
+}
+
+/// The replay gives what the run decided, twice, and says so.
+fn assert_the_same(agent: &Agent, recording: &Path) -> Vec<String> {
+    let config = agent.dir.path().join("palisade.toml");
+    let (first, said) = replay(recording, &config);
+    let live = decided(&agent.audit());
+    assert_eq!(replayed(&first), live, "{said}\n{}", agent.log());
+    assert!(
+        said.contains("the decisions are those of the recorded run"),
+        "{said}"
     );
-    assert_eq!(
-        live["request"]["target"],
-        lines[0]["decision"]["request"]["target"]
+    assert_eq!(first, replay(recording, &config).0);
+    live
+}
+
+/// Whether one of them holds the text.
+fn any(decided: &[String], text: &str) -> bool {
+    decided.iter().any(|line| line.contains(text))
+}
+
+#[test]
+fn a_run_that_acts_replays_to_its_own_decisions() {
+    live_or_skip!("a_run_that_acts_replays_to_its_own_decisions");
+    let cgroup = TestCgroup::new("replay").unwrap();
+    let (agent, recording) = recorded_run(&cgroup, "enforce", "quota", |agent, cgroup| {
+        let verdict = |what: &str, name: &str, beyond: usize| {
+            let seen = || {
+                let records = agent.audit();
+                let named = records
+                    .iter()
+                    .filter(|record| record["verdict"] == name || record["reason"]["gate"] == name);
+                (named.count() > beyond).then_some(())
+            };
+            eventually(what, seen).unwrap();
+        };
+        let burner = burner(cgroup, "60000");
+        verdict("a renewal", "renewed", 0);
+        agent.call(&["disarm"]).unwrap();
+        verdict("a refusal", "disarmed", 0);
+        agent.call(&["arm"]).unwrap();
+        verdict("another grant", "granted", 1);
+        agent.call(&["leases", "release"]).unwrap();
+        verdict("a third grant", "granted", 2);
+        drop(burner);
+        let undone = |record: &Value| record["kind"] == "undo_intent" && record["why"] == "expired";
+        agent.wait_for("the end of the lease", undone).unwrap();
+    });
+    let live = assert_the_same(&agent, &recording);
+    for text in [
+        "granted", "renewed", "disarmed", "released", "expired", "undo",
+    ] {
+        assert!(any(&live, text), "{text}: {live:#?}");
+    }
+
+    // Under other limits it is another story, which is said.
+    let config = agent.dir.path().join("palisade.toml");
+    let other = agent.dir.path().join("other.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(
+        &other,
+        text.replace("cooldown", "min-quota = 0.5\ncooldown"),
+    )
+    .unwrap();
+    let (lines, said) = replay(&recording, &other);
+    assert!(
+        said.contains("may not be those of the recorded run: the configuration"),
+        "{said}"
     );
-    assert_eq!(live["verdict"], lines[0]["decision"]["verdict"]);
+    assert!(any(&replayed(&lines), "quota 100 to 500"), "{lines}");
 
     // A torn tail loses the last chunk only, and says so.
     let bytes = std::fs::read(&recording).unwrap();
     std::fs::write(&recording, &bytes[..bytes.len() - 20]).unwrap();
-    let config = agent.dir.path().join("palisade.toml");
-    let torn = Command::new(binaries().join("palisade"))
-        .arg("replay")
-        .arg(&recording)
-        .arg("--config")
-        .arg(config)
-        .output()
+    let (lines, said) = replay(&recording, &config);
+    assert!(said.contains("cut off"), "{said}");
+    let torn = replayed(&lines);
+    assert_eq!(torn, live[..torn.len()]);
+}
+
+#[test]
+fn a_run_that_observes_replays_to_its_own_decisions() {
+    live_or_skip!("a_run_that_observes_replays_to_its_own_decisions");
+    let cgroup = TestCgroup::new("watched").unwrap();
+    let (agent, recording) = recorded_run(&cgroup, "observe", "terminate", |agent, cgroup| {
+        let observed = |record: &Value| record["verdict"] == "observed";
+        let first = burner(cgroup, "60000");
+        agent.wait_for("a decision", observed).unwrap();
+        // Its last requests find it gone, or not: the recording knows.
+        drop(first);
+        let second = burner(cgroup, "60000");
+        let pid = second.pid();
+        let of_second = |record: &Value| {
+            observed(record) && record["request"]["target"]["process"]["pid"] == pid
+        };
+        agent
+            .wait_for("a decision about the second", of_second)
+            .unwrap();
+    });
+    let live = assert_the_same(&agent, &recording);
+    assert!(any(&live, "\"observed\""), "{live:#?}");
+    let summary = summary(&recording);
+    assert!(summary["facts"].as_u64() >= Some(2), "{summary}");
+    assert_eq!(summary["notes_lost"], 0, "{summary}");
+}
+
+#[test]
+fn a_run_that_ends_its_target_replays_to_its_own_decisions() {
+    live_or_skip!("a_run_that_ends_its_target_replays_to_its_own_decisions");
+    let cgroup = TestCgroup::new("ended").unwrap();
+    let (agent, recording) = recorded_run(&cgroup, "enforce", "terminate", |agent, cgroup| {
+        let mut burner = burner(cgroup, "60000");
+        burner.0.wait().unwrap();
+        agent
+            .wait_for("the outcome", |record| record["kind"] == "outcome")
+            .unwrap();
+    });
+    let live = assert_the_same(&agent, &recording);
+    assert!(any(&live, "granted"), "{live:#?}");
+}
+
+/// A file system of a few pages, in a folder of this test's own.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn new(bytes: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"])
+            .arg(dir.path())
+            .status();
+        assert!(mount.unwrap().success());
+        Self(dir)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+/// An agent that records into that file, and what its status says when the recording has failed.
+fn recording_that_fails(cgroup: &TestCgroup, recording: &Path) -> (Agent, Value) {
+    let config = react(cgroup, "observe", "quota");
+    let dir = tempfile::Builder::new()
+        .prefix("palisade-test-")
+        .tempdir()
         .unwrap();
-    assert!(torn.status.success());
+    let agent = Agent::start_in(dir, &config, &["--record", recording.to_str().unwrap()]).unwrap();
+    let failed = || {
+        let status: Value =
+            serde_json::from_str(&agent.call(&["status", "--json"]).unwrap()).unwrap();
+        (status["recording"]["ok"] == false).then(|| status["recording"].clone())
+    };
+    let status = eventually("the failure in the status", failed).unwrap();
+    (agent, status)
+}
+
+/// The agent guards on, and the failure is where people look.
+fn assert_it_goes_on(mut agent: Agent, why: &str) {
+    let said = agent.call(&["status"]).unwrap();
+    let line = said.lines().find(|line| line.starts_with("record "));
     assert!(
-        String::from_utf8_lossy(&torn.stderr).contains("cut off"),
-        "{torn:?}"
+        line.is_some_and(|line| line.contains("FAILED") && line.contains(why)),
+        "{said}"
     );
+    let noted = agent.wait_for("the note", |record| {
+        let text = record["text"].as_str().unwrap_or_default();
+        record["kind"] == "note" && text.contains("recording") && text.contains(why)
+    });
+    let seq = noted.unwrap()["seq"].as_u64();
+    agent
+        .wait_for("a later decision", |record| {
+            record["kind"] == "decision" && record["seq"].as_u64() > seq
+        })
+        .unwrap();
+    assert_eq!(agent.end().unwrap(), Some(0), "{}", agent.log());
+}
+
+#[test]
+fn a_recording_whose_disk_is_full_is_told_and_the_agent_guards_on() {
+    live_or_skip!("a_recording_whose_disk_is_full_is_told_and_the_agent_guards_on");
+    let cgroup = TestCgroup::new("full").unwrap();
+    let disk = Small::new(32 << 10);
+    let _burner = burner(&cgroup, "60000");
+    let recording = disk.0.path().join("run.arrows");
+    let (agent, status) = recording_that_fails(&cgroup, &recording);
+    assert!(
+        status["error"].as_str().unwrap().contains("No space left"),
+        "{status}"
+    );
+    // What is not kept any more is counted.
+    eventually("the count", || {
+        let status: Value =
+            serde_json::from_str(&agent.call(&["status", "--json"]).unwrap()).unwrap();
+        let progress = &status["recording"]["progress"];
+        (progress["lost"].as_u64() > Some(0) && progress["notes_lost"].as_u64() > Some(0))
+            .then_some(())
+    })
+    .unwrap();
+    assert_it_goes_on(agent, "No space left");
+    // What was written before is good.
+    let summary = summary(&recording);
+    assert!(summary["batches"].as_u64() > Some(0), "{summary}");
+    assert_eq!(summary["ended"], false, "{summary}");
+}
+
+#[test]
+fn a_recording_that_cannot_be_begun_is_told_and_the_agent_guards() {
+    live_or_skip!("a_recording_that_cannot_be_begun_is_told_and_the_agent_guards");
+    let cgroup = TestCgroup::new("unwritable").unwrap();
+    let _burner = burner(&cgroup, "60000");
+    let nowhere = Path::new("/nonexistent/run.arrows");
+    let (agent, status) = recording_that_fails(&cgroup, nowhere);
+    assert_eq!(status["path"], "/nonexistent/run.arrows", "{status}");
+    assert_it_goes_on(agent, "No such file");
 }
 
 #[test]
@@ -196,12 +417,15 @@ fn other_files_and_versions_are_refused_in_one_line() {
     drop(writer.finish().unwrap());
     let whole = std::fs::read(&path).unwrap();
     // In the metadata the version is a string of one byte: its length, the digit, NUL.
-    let version = b"\x01\0\0\x001\0";
+    let version = b"\x01\0\0\x002\0";
     let at = whole.windows(6).position(|bytes| bytes == version).unwrap() + 4;
     let mut later = whole.clone();
-    later[at] = b'2';
+    later[at] = b'3';
     for (bytes, said) in [
-        (&later[..], "format version 2; this program reads version 1"),
+        (
+            &later[..],
+            "format version 3; this program reads versions 1 to 2",
+        ),
         (b"PALREC\0\x01\0\0\0", "no Palisade recording"),
         (b"", "no Palisade recording"),
     ] {

@@ -96,6 +96,7 @@ impl Core {
             Input::Outcome { effect, outcome } => self.outcome(effect, &outcome),
             Input::Lost { workload, count } => self.losses.note(workload, count, self.now_ns),
             Input::Missed { policy, count } => self.losses.missed(policy, count, self.now_ns),
+            Input::Skipped { policy, count } => self.losses.skipped(policy, count, self.now_ns),
             Input::Disarm(disarmed) => self.disarm(disarmed),
             Input::Recordable(recordable) => self.recordable = recordable,
             Input::Orphan(lease) => self.orphan(lease),

@@ -11,6 +11,7 @@ use crate::account::Account;
 use crate::core::{Core, Shot, cooldown_ns};
 use crate::gates::{self, Circumstances, Containment, Step};
 use crate::held::{Held, Phase};
+use crate::loss::Lost;
 use crate::retry::Key;
 use crate::shares::Share;
 use crate::{
@@ -260,7 +261,7 @@ impl Core {
             cooling_until_ns: account.cooling(ask.policy, target, self.now_ns),
             budget: self.budget(account, ask),
             leases: None,
-            lost: 0,
+            lost: Lost::default(),
             unrecordable: false,
             disarmed: self.disarmed,
         }

@@ -21,6 +21,7 @@
 //!
 //! Invariant: no gate has an effect; what an action costs is booked by the core after the last.
 
+use crate::loss::Lost;
 use crate::{Action, Grant, Knob, ProtectList, Reason, Request, Target, TargetFacts, WorkloadId};
 
 /// Shortest lease that can be asked for, milliseconds: one window of samples.
@@ -220,7 +221,7 @@ pub(crate) struct Circumstances {
     /// Leases at present and the limit, if this would be a new one.
     pub(crate) leases: Option<(usize, u32)>,
     /// Records lost about others, if the action cannot be undone.
-    pub(crate) lost: u64,
+    pub(crate) lost: Lost,
     /// The action cannot be undone and could not be recorded.
     pub(crate) unrecordable: bool,
     /// The kill switch.
@@ -238,8 +239,10 @@ pub(crate) fn circumstances(around: Circumstances) -> Result<(), Reason> {
     {
         return Err(Reason::LeaseLimit { limit });
     }
-    if around.lost > 0 {
-        return Err(Reason::Lossy { lost: around.lost });
+    let Lost { records, skipped } = around.lost;
+    let lost = records.saturating_add(skipped);
+    if lost > 0 {
+        return Err(Reason::Lossy { lost, skipped });
     }
     if around.unrecordable {
         return Err(Reason::Unrecordable);

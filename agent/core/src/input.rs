@@ -75,6 +75,13 @@ pub enum Input {
         /// How many records.
         count: u64,
     },
+    /// The kernel did not run programs that one policy's evidence rests on. Whose events those were is unknown.
+    Skipped {
+        /// Which policy.
+        policy: String,
+        /// How many runs.
+        count: u64,
+    },
     /// The kill switch.
     Disarm(bool),
     /// Whether the audit log can be written.

@@ -1,7 +1,12 @@
 //! Which events were lost lately, and about whom.
 //!
-//! Invariant: losses about a workload do not protect that workload; losses of unknown origin
-//! count as losses about others; what one policy missed concerns that policy's requests alone.
+//! Invariants:
+//! - Losses about a workload do not protect that workload; losses of unknown origin count as losses about others.
+//! - What one policy missed concerns that policy's requests alone, and so does a program that the kernel skipped:
+//!   it concerns the policies that its signal goes to, and nobody else's evidence has a hole.
+//! - A skipped program is nobody's loss: it may have been the target's own event or a neighbour's that would have
+//!   cleared it. So it holds back what cannot be undone, for as long as it goes on and a window more. It never holds
+//!   back a containment: who causes it is held, and causes no more of it.
 
 use crate::WorkloadId;
 use std::collections::BTreeMap;
@@ -29,6 +34,17 @@ pub(crate) struct Losses {
     common: BTreeMap<Option<WorkloadId>, Burst>,
     /// At one policy's queue, by its name. Bounded by the policies that there are.
     missed: BTreeMap<String, Burst>,
+    /// By the kernel, of what one policy's evidence rests on; as above.
+    skipped: BTreeMap<String, Burst>,
+}
+
+/// What is missing in the evidence about others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// Records.
+    pub(crate) records: u64,
+    /// Runs of programs, whosoever events they were.
+    pub(crate) skipped: u64,
 }
 
 impl Losses {
@@ -47,7 +63,13 @@ impl Losses {
         }
     }
 
-    /// Records lost about others than `own`, as far as `policy` is concerned, in bursts that are not
+    pub(crate) fn skipped(&mut self, policy: String, count: u64, now_ns: u64) {
+        if count > 0 {
+            self.skipped.entry(policy).or_default().add(count, now_ns);
+        }
+    }
+
+    /// What was lost about others than `own`, as far as `policy` is concerned, in bursts that are not
     /// over for a whole window.
     pub(crate) fn about_others(
         &self,
@@ -55,29 +77,30 @@ impl Losses {
         policy: &str,
         now_ns: u64,
         window_ns: u64,
-    ) -> u64 {
+    ) -> Lost {
         let common = self
             .common
             .iter()
             .filter(|(whose, _)| whose.is_none() || **whose != own)
             .map(|(_, burst)| burst);
-        sum(common.chain(self.missed.get(policy)), now_ns, window_ns)
+        Lost {
+            records: sum(common.chain(self.missed.get(policy)), now_ns, window_ns),
+            skipped: sum(self.skipped.get(policy).into_iter(), now_ns, window_ns),
+        }
     }
 
-    /// All records lost in bursts that still matter.
+    /// All records lost, and program runs skipped, in bursts that still matter.
     pub(crate) fn total(&self, now_ns: u64, window_ns: u64) -> u64 {
-        sum(
-            self.common.values().chain(self.missed.values()),
-            now_ns,
-            window_ns,
-        )
+        let common = self.common.values().chain(self.missed.values());
+        sum(common.chain(self.skipped.values()), now_ns, window_ns)
     }
 
     pub(crate) fn prune(&mut self, now_ns: u64, window_ns: u64) {
         self.common
             .retain(|_, burst| recent(burst, now_ns, window_ns));
-        self.missed
-            .retain(|_, burst| recent(burst, now_ns, window_ns));
+        for of_policy in [&mut self.missed, &mut self.skipped] {
+            of_policy.retain(|_, burst| recent(burst, now_ns, window_ns));
+        }
     }
 }
 
@@ -100,21 +123,21 @@ mod tests {
         let (own, other) = (Some(WorkloadId(1)), Some(WorkloadId(2)));
         let mut losses = Losses::default();
         losses.note(own, 1_000, 0);
-        assert_eq!(losses.about_others(own, "p", 1, 10), 0);
-        assert_eq!(losses.about_others(other, "p", 1, 10), 1_000);
-        assert_eq!(losses.about_others(None, "p", 1, 10), 1_000);
+        assert_eq!(losses.about_others(own, "p", 1, 10).records, 0);
+        assert_eq!(losses.about_others(other, "p", 1, 10).records, 1_000);
+        assert_eq!(losses.about_others(None, "p", 1, 10).records, 1_000);
         losses.note(None, 5, 4);
-        assert_eq!(losses.about_others(own, "p", 13, 10), 5);
-        assert_eq!(losses.about_others(None, "p", 13, 10), 5);
-        assert_eq!(losses.about_others(own, "p", 14, 10), 0);
+        assert_eq!(losses.about_others(own, "p", 13, 10).records, 5);
+        assert_eq!(losses.about_others(None, "p", 13, 10).records, 5);
+        assert_eq!(losses.about_others(own, "p", 14, 10).records, 0);
     }
 
     #[test]
     fn what_one_policy_missed_concerns_nobody_else() {
         let mut losses = Losses::default();
         losses.missed("slow".into(), 7, 0);
-        assert_eq!(losses.about_others(None, "slow", 1, 10), 7);
-        assert_eq!(losses.about_others(None, "other", 1, 10), 0);
+        assert_eq!(losses.about_others(None, "slow", 1, 10).records, 7);
+        assert_eq!(losses.about_others(None, "other", 1, 10).records, 0);
         assert_eq!(losses.total(1, 10), 7);
         losses.prune(10, 10);
         assert!(losses.missed.is_empty());
@@ -129,7 +152,7 @@ mod tests {
         assert_eq!(losses.common.len(), MAX_WORKLOADS + 1);
         let late = Some(WorkloadId(2 * MAX_WORKLOADS as u64 - 1));
         assert_eq!(
-            losses.about_others(late, "p", 0, 1),
+            losses.about_others(late, "p", 0, 1).records,
             2 * MAX_WORKLOADS as u64
         );
         losses.prune(1, 1);

@@ -296,6 +296,9 @@ pub enum Reason {
     Lossy {
         /// How many.
         lost: u64,
+        /// Of these: runs of programs that the kernel skipped, whosoever events they were.
+        #[serde(default)]
+        skipped: u64,
     },
     /// The kill switch is on.
     Disarmed,

@@ -313,10 +313,76 @@ fn losses_about_others_stop_what_cannot_be_undone() {
         assert_eq!(answer(&effects), expected, "{lost:?} {action}");
         sim.now_ns += 1;
         if expected == "lossy" {
-            assert_eq!(refusal(&effects), Some(&Reason::Lossy { lost: 5 }));
+            assert_eq!(
+                refusal(&effects),
+                Some(&Reason::Lossy {
+                    lost: 5,
+                    skipped: 0
+                })
+            );
             assert_eq!(answer(&sim.ask_with("a", asked, facts(7))), "granted");
         }
     }
+}
+
+/// A program that the kernel skipped: (whose evidence rests on it, who asks, for what) and the answer.
+#[test]
+fn a_skipped_program_stops_what_cannot_be_undone_of_those_whose_evidence_it_is() {
+    for (concerned, asks, action, expected) in [
+        // Nobody is ended on evidence with a hole.
+        ("a", "a", Action::Kill, "lossy"),
+        ("a", "a", Action::Terminate, "lossy"),
+        // Others' evidence has none.
+        ("b", "a", Action::Kill, "granted"),
+        ("b", "a", Action::Terminate, "granted"),
+        // Whoever causes it is held all the same.
+        ("a", "a", Action::Freeze, "granted"),
+        ("a", "a", QUOTA, "granted"),
+        ("a", "a", Action::CpuWeight(1), "granted"),
+        ("a", "a", Action::Alert, "granted"),
+    ] {
+        for mode in [Mode::Enforce, Mode::Observe] {
+            let mut sim = Sim::with(config(), grant(mode));
+            let (policy, count) = (concerned.to_owned(), 3);
+            sim.step(Input::Skipped { policy, count });
+            let asked = request(Target::Process(process(1_007)), action, 1_000);
+            let effects = sim.ask_with(asks, asked, facts(7));
+            let expected = match (expected, mode, action) {
+                ("granted", Mode::Observe, action) if action != Action::Alert => "observed",
+                _ => expected,
+            };
+            assert_eq!(
+                answer(&effects),
+                expected,
+                "{concerned}, {asks} {action} {mode:?}"
+            );
+            if expected == "lossy" {
+                let (lost, skipped) = (3, 3);
+                assert_eq!(refusal(&effects), Some(&Reason::Lossy { lost, skipped }));
+            }
+        }
+    }
+}
+
+#[test]
+fn who_causes_skipped_programs_gains_a_window_and_no_immunity() {
+    let mut sim = Sim::new();
+    let skip = |sim: &mut Sim| {
+        let (policy, count) = ("a".to_owned(), 1_000);
+        sim.step(Input::Skipped { policy, count });
+    };
+    // It goes on for as long as the target runs, and so does the refusal.
+    for _ in 0..5 {
+        skip(&mut sim);
+        sim.now_ns += 9 * SECOND;
+        assert_eq!(answer(&sim.ask("a", 7, Action::Kill, 0)), "lossy");
+    }
+    // Frozen, it causes none any more: a window later it can be ended.
+    sim.ask_done("a", 7, Action::Freeze, 60_000);
+    sim.now_ns += SECOND - 1;
+    assert_eq!(answer(&sim.ask("a", 7, Action::Kill, 0)), "lossy");
+    sim.now_ns += 1;
+    assert_eq!(answer(&sim.ask("a", 7, Action::Kill, 0)), "granted");
 }
 
 #[test]

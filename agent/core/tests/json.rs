@@ -63,7 +63,14 @@ fn every_verdict_and_reason_lies_flat_in_its_decision() {
             per_minute: 3,
         },
         Reason::LeaseLimit { limit: 8 },
-        Reason::Lossy { lost: 9 },
+        Reason::Lossy {
+            lost: 9,
+            skipped: 0,
+        },
+        Reason::Lossy {
+            lost: 9,
+            skipped: 4,
+        },
         Reason::Disarmed,
         Reason::Unrecordable,
     ];

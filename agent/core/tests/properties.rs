@@ -104,6 +104,8 @@ fn input() -> impl Strategy<Value = Input> {
     prop_oneof![
         8 => Just(Input::Tick),
         2 => lost.prop_map(|(workload, count)| Input::Lost { workload, count }),
+        1 => (prop::sample::select(POLICIES.to_vec()), 0_u64..3)
+            .prop_map(|(policy, count)| Input::Skipped { policy: policy.to_owned(), count }),
         1 => any::<bool>().prop_map(Input::Disarm),
         1 => any::<bool>().prop_map(Input::Recordable),
         1 => release.prop_map(Input::Release),

@@ -71,6 +71,15 @@ pub(super) fn run(args: &ReplayArgs, paths: &Paths) -> Result<u8> {
     for note in &outcome.notes {
         eprintln!("palisade: {}", escape(note));
     }
+    if outcome.differs.is_empty() {
+        eprintln!("palisade: the decisions are those of the recorded run");
+    }
+    for why in &outcome.differs {
+        eprintln!(
+            "palisade: the decisions may not be those of the recorded run: {}",
+            escape(why)
+        );
+    }
     Ok(exit::OK)
 }
 
@@ -103,8 +112,15 @@ fn print(summary: &Summary) {
         summary.processes, summary.workloads, summary.files
     );
     println!(
-        "lost      {} in the kernel, {} to policies, {} to the recording",
-        summary.lost_in_kernel, summary.lost_to_policies, summary.lost_to_recording
+        "lost      {} in the kernel, {} to policies, {} and {} notes to the recording",
+        summary.lost_in_kernel,
+        summary.lost_to_policies,
+        summary.lost_to_recording,
+        summary.notes_lost
+    );
+    println!(
+        "core      {} times asked by policies, {} ticks, {} other inputs; {} facts about targets, {} answers to policies",
+        summary.orders, summary.ticks, summary.inputs, summary.facts, summary.answers
     );
     let end = match (&summary.torn, summary.ended) {
         (Some(torn), _) => style.paint(Colour::Yellow, torn),

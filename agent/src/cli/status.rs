@@ -1,6 +1,6 @@
 //! `palisade status`, `disarm` and `arm`.
 
-use super::style::{Colour, Style, Table};
+use super::style::{Colour, Style, Table, escape};
 use super::{Paths, exit, policy};
 use crate::control::Request;
 use anyhow::Result;
@@ -51,6 +51,9 @@ pub(super) fn run(args: &StatusArgs, paths: &Paths) -> Result<u8> {
         "audit    {health}, head {}",
         status["audit"]["head"].as_str().unwrap_or("?")
     );
+    if let Some(line) = recording(&status["recording"], style) {
+        println!("record   {line}");
+    }
     println!();
     policy::print_policies(&status["policies"]);
     println!();
@@ -69,6 +72,28 @@ pub(super) fn run(args: &StatusArgs, paths: &Paths) -> Result<u8> {
         );
     }
     Ok(exit::OK)
+}
+
+/// How the recording fares, if there is one.
+fn recording(recording: &Value, style: Style) -> Option<String> {
+    let path = escape(recording["path"].as_str()?);
+    let progress = &recording["progress"];
+    let lost = progress["lost"].as_u64().unwrap_or(0);
+    let notes_lost = progress["notes_lost"].as_u64().unwrap_or(0);
+    let mut line = if let Some(error) = recording["error"].as_str() {
+        let failed = style.paint(Colour::Red, "FAILED");
+        format!(
+            "{failed}: {}; the agent goes on without {path}",
+            escape(error)
+        )
+    } else {
+        format!("{path}, {} bytes", progress["bytes"])
+    };
+    if lost + notes_lost > 0 {
+        let missing = format!("; it lacks {lost} records, {notes_lost} notes");
+        line.push_str(&style.paint(Colour::Yellow, &missing));
+    }
+    Some(line)
 }
 
 fn losses(lost: &Value, style: Style) -> String {

@@ -299,7 +299,7 @@ impl Prepared {
                 faults,
             })?;
         let compiled = Compiled::new(shared, file, manifest)?;
-        let instance = Instance::new(shared, &compiled, &settings, &source.limits);
+        let instance = Instance::new(shared, &source.name, &compiled, &settings, &source.limits);
         let instance = instance.map_err(|error| match error {
             StartError::World(detail) => LoadError::World {
                 path: source.path.clone(),

@@ -21,6 +21,10 @@ pub trait Lookup: Send + Sync {
     fn workload_of(&self, workload: WorkloadId) -> Option<WorkloadFacts>;
     /// The path of a file, by kernel `dev_t` and inode number.
     fn file_path(&self, device: u32, inode: u64) -> Option<String>;
+    /// Who answers the policy of that name, if the policies are told apart.
+    fn of_policy(&self, _name: &str) -> Option<Arc<dyn Lookup>> {
+        None
+    }
 }
 
 /// What a policy learns about a process.
@@ -108,8 +112,9 @@ impl EngineShared {
         }))
     }
 
-    pub(super) fn store(&self, limits: &Limits) -> wasmtime::Store<HostState> {
-        let state = HostState::new(Arc::clone(&self.lookup), limits);
+    pub(super) fn store(&self, name: &str, limits: &Limits) -> wasmtime::Store<HostState> {
+        let own = self.lookup.of_policy(name);
+        let state = HostState::new(own.unwrap_or_else(|| Arc::clone(&self.lookup)), limits);
         let mut store = wasmtime::Store::new(&self.engine, state);
         store.limiter(|state| &mut state.limiter);
         store.epoch_deadline_callback(|mut context| Ok(context.data_mut().at_epoch()));

@@ -108,17 +108,18 @@ impl std::fmt::Debug for Instance {
 }
 
 impl Instance {
-    /// Instantiates `compiled` and calls its `init`.
+    /// Instantiates `compiled` as the policy `name` and calls its `init`.
     ///
     /// # Errors
     /// It does not fit, said no, or misbehaved.
     pub fn new(
         shared: &Arc<EngineShared>,
+        name: &str,
         compiled: &Compiled,
         settings: &[(String, Setting)],
         limits: &Limits,
     ) -> Result<Self, StartError> {
-        let mut store = shared.store(limits);
+        let mut store = shared.store(name, limits);
         store.set_hostcall_fuel(OUTPUT_BYTES);
         store.data_mut().begin(0, limits.init_deadline);
         store.set_epoch_deadline(1);

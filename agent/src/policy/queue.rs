@@ -30,6 +30,8 @@ pub(super) enum Message {
 
 /// A policy's queue.
 pub(super) struct Queue {
+    /// Name of the policy.
+    name: String,
     state: Mutex<State>,
     filled: Condvar,
     batches_max: usize,
@@ -58,8 +60,9 @@ pub(super) struct Depth {
 }
 
 impl Queue {
-    pub fn new(limits: &Limits, mask: u64) -> Self {
+    pub fn new(name: &str, limits: &Limits, mask: u64) -> Self {
         Self {
+            name: name.to_owned(),
             state: Mutex::new(State {
                 messages: VecDeque::new(),
                 batches: 0,
@@ -91,16 +94,17 @@ impl Queue {
         self.mask.load(Ordering::Relaxed)
     }
 
-    /// Takes a batch in, or counts it as lost. `kinds` are the bits of the kinds in it.
-    pub fn offer(&self, batch: &Batch, kinds: u64) {
+    /// Takes a batch in, or counts it as lost and answers how many records that are. `kinds` are the bits of the
+    /// kinds in it.
+    pub fn offer(&self, batch: &Batch, kinds: u64) -> Option<u64> {
         let mask = self.mask();
-        if kinds & mask == 0 && !batch.window_end {
-            return;
+        if !concerns(batch, kinds, mask) {
+            return None;
         }
         let bytes = batch.records.len() * RECORD_BYTES;
         let mut state = self.lock();
         if state.closed {
-            return;
+            return None;
         }
         let full = state.batches >= self.batches_max
             || (state.batches > 0 && state.bytes + bytes > self.bytes_max);
@@ -108,7 +112,7 @@ impl Queue {
             let lost = count(&batch.records, mask);
             state.lost = state.lost.saturating_add(lost);
             state.lost_total = state.lost_total.saturating_add(lost);
-            return;
+            return Some(lost);
         }
         let lost = std::mem::take(&mut state.lost);
         state.batches += 1;
@@ -119,6 +123,7 @@ impl Queue {
         });
         drop(state);
         self.filled.notify_one();
+        None
     }
 
     /// Takes a swap in; there is always room. From here on the queue takes batches in for both.
@@ -211,14 +216,21 @@ impl std::fmt::Debug for Publisher {
 
 impl Publisher {
     /// Gives `batch` to every policy that wants something of it, and at a window's end to all.
-    /// Never waits for a policy.
-    pub fn publish(&self, batch: &Batch) {
+    /// Never waits for a policy: `full` is told whose queue had no room, and how many records it misses.
+    pub fn publish(&self, batch: &Batch, mut full: impl FnMut(&str, u64)) {
         let kinds = kinds(&batch.records);
         let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
         for queue in queues.iter() {
-            queue.offer(batch, kinds);
+            if let Some(lost) = queue.offer(batch, kinds) {
+                full(&queue.name, lost);
+            }
         }
     }
+}
+
+/// Whether a batch with those kinds goes to a policy that wants `mask`.
+pub(super) fn concerns(batch: &Batch, kinds: u64, mask: u64) -> bool {
+    kinds & mask != 0 || batch.window_end
 }
 
 /// The records of a batch without the slots that only hold a name.
@@ -236,7 +248,7 @@ fn real(records: &[Record]) -> impl Iterator<Item = &Record> {
     })
 }
 
-fn kinds(records: &[Record]) -> u64 {
+pub(super) fn kinds(records: &[Record]) -> u64 {
     real(records).fold(0, |kinds, record| match record.header.kind {
         kind @ 0..64 => kinds | 1 << kind,
         _ => kinds,
@@ -278,14 +290,18 @@ mod tests {
             queue_batches: 1,
             ..Limits::default()
         };
-        let queue = Queue::new(&limits, palisade_abi::Kind::Exec.bit());
+        let queue = Queue::new("p", &limits, palisade_abi::Kind::Exec.bit());
         let gpu = Record::new(Header::default(), GpuCall::default());
         let publisher = Publisher {
             queues: Arc::new(RwLock::new(vec![Arc::new(queue)])),
         };
         let queue = Arc::clone(&publisher.queues.read().unwrap()[0]);
-        publisher.publish(&batch(1, vec![exec()]));
-        publisher.publish(&batch(2, vec![exec(), gpu, exec()]));
+        let mut told = Vec::new();
+        let mut publish = |batch: &Batch| {
+            publisher.publish(batch, |name, lost| told.push((name.to_owned(), lost)));
+        };
+        publish(&batch(1, vec![exec()]));
+        publish(&batch(2, vec![exec(), gpu, exec()]));
         assert_eq!(
             queue.depth(),
             Depth {
@@ -295,9 +311,10 @@ mod tests {
             }
         );
         assert!(matches!(queue.take(), Message::Batch { lost: 0, .. }));
-        publisher.publish(&batch(3, vec![gpu]));
+        publish(&batch(3, vec![gpu]));
         assert_eq!(queue.depth().batches, 0, "nothing in it for this policy");
-        publisher.publish(&batch(4, vec![exec()]));
+        publish(&batch(4, vec![exec()]));
+        assert_eq!(told, [("p".to_owned(), 2)]);
         assert!(matches!(queue.take(), Message::Batch { lost: 2, .. }));
     }
 

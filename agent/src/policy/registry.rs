@@ -159,6 +159,15 @@ impl Engine {
             .fold(0, |mask, entry| mask | entry.queue.mask())
     }
 
+    /// The policies that want at least one of the kinds.
+    pub fn subscribers(&self, kinds: u64) -> Vec<String> {
+        let entries = self.inner.entries();
+        let wants = entries
+            .iter()
+            .filter(|(_, entry)| entry.queue.mask() & kinds != 0);
+        wants.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Gives batches to the policies, also to those that are loaded later.
     pub fn publisher(&self) -> Publisher {
         Publisher {
@@ -213,7 +222,7 @@ impl Inner {
 
     fn start(&self, source: PolicySource, running: Running) -> Result<PolicyRef, LoadError> {
         let reference = running.reference.clone();
-        let queue = Arc::new(Queue::new(&source.limits, running.mask()));
+        let queue = Arc::new(Queue::new(&source.name, &source.limits, running.mask()));
         let board = Arc::new(Board::new(reference.clone()));
         let worker = Worker::new(
             Arc::clone(&self.shared),

@@ -71,7 +71,8 @@ impl Running {
     }
 
     fn renew(&mut self, shared: &Arc<EngineShared>) -> Result<(), String> {
-        let instance = Instance::new(shared, &self.compiled, &self.settings, &self.limits);
+        let name = &self.reference.name;
+        let instance = Instance::new(shared, name, &self.compiled, &self.settings, &self.limits);
         self.instance = instance.map_err(|error| error.to_string())?;
         Ok(())
     }

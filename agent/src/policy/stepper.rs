@@ -7,7 +7,7 @@ use super::compiled::{PolicyFile, Prepared};
 use super::engine::EngineShared;
 use super::error::LoadError;
 use super::event::PolicyEvent;
-use super::queue::Queue;
+use super::queue::{self, Queue};
 use super::registry::PolicySource;
 use super::status::Board;
 use super::worker::Worker;
@@ -45,7 +45,7 @@ impl Stepper {
         let file = PolicyFile::read(&source.path, source.limits.file_bytes)?;
         let running = Prepared::new(shared, source, &file)?.running(source, generation);
         let (reference, mask) = (running.reference.clone(), running.mask());
-        let queue = Arc::new(Queue::new(&source.limits, mask));
+        let queue = Arc::new(Queue::new(&source.name, &source.limits, mask));
         let board = Arc::new(Board::new(reference.clone()));
         let (sender, events) = channel();
         let worker = Worker::new(Arc::clone(shared), queue, board, sender.into(), running);
@@ -65,6 +65,11 @@ impl Stepper {
     /// Bits of [`palisade_abi::Kind::bit`] that it receives.
     pub fn mask(&self) -> u64 {
         self.mask
+    }
+
+    /// Whether a running agent would put `batch` into its queue.
+    pub fn concerns(&self, batch: &Batch) -> bool {
+        queue::concerns(batch, queue::kinds(&batch.records), self.mask)
     }
 
     /// Gives it `batch`, before which `lost` of its records were dropped, and returns what came of

@@ -14,6 +14,21 @@ use arrow_schema::{ArrowError, SchemaRef};
 use palisade_abi::{Kind, Record};
 use std::sync::Arc;
 
+/// What the column `json` holds of an entry.
+pub(super) fn json(entry: &Entry) -> Option<String> {
+    let text = match entry {
+        Entry::Core(start) => serde_json::to_string(start),
+        Entry::Input { input, .. } => serde_json::to_string(input),
+        Entry::Facts { target, facts } => serde_json::to_string(&(target, facts)),
+        Entry::Answer {
+            question, answer, ..
+        } => serde_json::to_string(&(question, answer)),
+        _ => return None,
+    };
+    // No map in them has keys other than text: they always are JSON.
+    text.ok()
+}
+
 /// The columns of a chunk, while they grow.
 #[derive(Debug)]
 pub(super) struct Chunk {
@@ -41,6 +56,7 @@ pub(super) struct Chunk {
     container: StringBuilder,
     device: PrimitiveBuilder<UInt32Type>,
     inode: PrimitiveBuilder<UInt64Type>,
+    json: StringBuilder,
 }
 
 impl Chunk {
@@ -71,6 +87,7 @@ impl Chunk {
             container: StringBuilder::new(),
             device: PrimitiveBuilder::new(),
             inode: PrimitiveBuilder::new(),
+            json: StringBuilder::new(),
         }
     }
 
@@ -84,8 +101,8 @@ impl Chunk {
         self.text
     }
 
-    /// Adds an entry's rows.
-    pub(super) fn push(&mut self, entry: &Entry) {
+    /// Adds an entry's rows. `json` is [`json`] of it.
+    pub(super) fn push(&mut self, entry: &Entry, json: Option<&str>) {
         match entry {
             Entry::Batch(batch) => self.batch(batch),
             Entry::Identity(Identity::Process {
@@ -155,6 +172,35 @@ impl Chunk {
                 self.count.append_value(*requests);
                 self.say(policy);
             }
+            Entry::Dropped {
+                policy,
+                seq,
+                records,
+            } => {
+                self.entry.append_value(Row::Dropped as i8);
+                self.seq.append_value(*seq);
+                self.count.append_value(*records);
+                self.say(policy);
+            }
+            Entry::Gap { notes } => {
+                self.entry.append_value(Row::Gap as i8);
+                self.count.append_value(*notes);
+            }
+            Entry::Core(_) => self.entry.append_value(Row::Core as i8),
+            Entry::Input { time_ns, .. } => {
+                self.entry.append_value(Row::Input as i8);
+                self.time_ns.append_value(*time_ns);
+            }
+            Entry::Facts { .. } => self.entry.append_value(Row::Facts as i8),
+            Entry::Answer { policy, number, .. } => {
+                self.entry.append_value(Row::Answer as i8);
+                self.seq.append_value(*number);
+                self.say(policy);
+            }
+        }
+        if let Some(json) = json {
+            self.text += json.len();
+            self.json.append_value(json);
         }
         self.level();
     }
@@ -227,7 +273,7 @@ impl Chunk {
             self.device,
             self.inode
         );
-        fill!(self.name, self.path, self.container);
+        fill!(self.name, self.path, self.container, self.json);
     }
 
     /// The chunk as a record batch; empty afterwards.
@@ -263,6 +309,7 @@ impl Chunk {
             Arc::new(self.container.finish()),
             Arc::new(self.device.finish()),
             Arc::new(self.inode.finish()),
+            Arc::new(self.json.finish()),
         ];
         RecordBatch::try_new(Arc::clone(&self.schema), columns)
     }

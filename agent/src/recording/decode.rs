@@ -10,9 +10,11 @@ use arrow_array::types::{ArrowPrimitiveType, Int8Type, UInt16Type, UInt32Type, U
 use arrow_array::{Array, BooleanArray, PrimitiveArray, RecordBatch, StringArray};
 use palisade_abi::{Header, Record};
 use palisade_core::{ProcessId, WorkloadId};
+use serde::de::DeserializeOwned;
 
 const TYPE: &str = "a column of another type";
 const EMPTY: &str = "a row that lacks a value";
+const JSON: &str = "a row whose JSON is not what its entry needs";
 
 /// The entries of a chunk, in order.
 pub(super) fn decode(chunk: &RecordBatch) -> Result<Vec<Entry>, &'static str> {
@@ -62,6 +64,32 @@ pub(super) fn decode(chunk: &RecordBatch) -> Result<Vec<Entry>, &'static str> {
                 seq: get(rows.seq, at)?,
                 requests: get(rows.count, at)?,
             },
+            Row::Dropped => Entry::Dropped {
+                policy: text(rows.name, at)?,
+                seq: get(rows.seq, at)?,
+                records: get(rows.count, at)?,
+            },
+            Row::Gap => Entry::Gap {
+                notes: get(rows.count, at)?,
+            },
+            Row::Core => Entry::Core(rows.json(at)?),
+            Row::Input => Entry::Input {
+                time_ns: get(rows.time_ns, at)?,
+                input: rows.json(at)?,
+            },
+            Row::Facts => {
+                let (target, facts) = rows.json(at)?;
+                Entry::Facts { target, facts }
+            }
+            Row::Answer => {
+                let (question, answer) = rows.json(at)?;
+                Entry::Answer {
+                    policy: text(rows.name, at)?,
+                    number: get(rows.seq, at)?,
+                    question,
+                    answer,
+                }
+            }
         });
         at += 1;
     }
@@ -109,6 +137,8 @@ struct Rows<'a> {
     container: &'a StringArray,
     device: &'a PrimitiveArray<UInt32Type>,
     inode: &'a PrimitiveArray<UInt64Type>,
+    /// Not in version 1.
+    json: Option<&'a StringArray>,
 }
 
 impl<'a> Rows<'a> {
@@ -144,7 +174,16 @@ impl<'a> Rows<'a> {
             container: texts(column::CONTAINER)?,
             device: u32s(column::DEVICE)?,
             inode: u64s(column::INODE)?,
+            json: match chunk.columns().get(column::JSON) {
+                Some(_) => Some(texts(column::JSON)?),
+                None => None,
+            },
         })
+    }
+
+    fn json<T: DeserializeOwned>(&self, at: usize) -> Result<T, &'static str> {
+        let column = self.json.filter(|column| column.is_valid(at));
+        serde_json::from_str(column.ok_or(EMPTY)?.value(at)).map_err(|_| JSON)
     }
 
     /// The batch whose boundary is row `at`; its records are the rows after it.

@@ -1,11 +1,12 @@
 //! What a recording holds: one entry after another, in the order in which the agent heard of them.
 
 use crate::batch::Batch;
-use palisade_core::{ProcessId, WorkloadId};
-use serde::Serialize;
+use palisade_core::{Input, ProcessId, Target, TargetFacts, WorkloadId};
+use serde::{Deserialize, Serialize};
 
 /// What the identity tables learned.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Identity {
     /// About a process.
     Process {
@@ -40,6 +41,36 @@ pub enum Identity {
     },
 }
 
+/// What a policy can ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Question {
+    /// Who is that?
+    Process(ProcessId),
+    /// Which cgroup is that?
+    Workload(WorkloadId),
+    /// Which file is that?
+    File {
+        /// Device, as records carry it.
+        device: u32,
+        /// Inode on it.
+        inode: u64,
+    },
+}
+
+/// How the decision core of a run began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoreStart {
+    /// What its numbers of leases begin with.
+    pub run_seed: u64,
+    /// The kill switch was on.
+    pub disarmed: bool,
+    /// The agent and its ancestors, which are protected.
+    pub own_pids: Vec<u32>,
+    /// The agent's executable, which is protected.
+    pub own_exe: Option<String>,
+}
+
 /// One entry of a recording. Times are `CLOCK_BOOTTIME` nanoseconds.
 #[derive(Clone, Debug)]
 pub enum Entry {
@@ -52,16 +83,57 @@ pub enum Entry {
         /// When.
         time_ns: u64,
     },
-    /// Records did not reach a policy.
+    /// Records are missing in this recording, because its disk was too slow.
     Lost {
-        /// When the core heard of it.
+        /// When the next batch was.
         time_ns: u64,
-        /// Whom; `None`: this recording, because its disk was too slow.
+        /// In format version 1: the policy that they did not reach; they are here.
         policy: Option<String>,
-        /// The batch before which they were, or in which the policy crashed.
+        /// The batch before which they were.
         seq: u64,
         /// How many.
         records: u64,
+    },
+    /// The batch before this did not fit into a policy's queue.
+    Dropped {
+        /// Whose.
+        policy: String,
+        /// The batch.
+        seq: u64,
+        /// Records that the policy would have seen of it.
+        records: u64,
+    },
+    /// Entries other than batches are missing, because the disk was too slow or they are too large.
+    Gap {
+        /// How many.
+        notes: u64,
+    },
+    /// How the core began; before all that it heard.
+    Core(CoreStart),
+    /// The core heard something that is neither requests nor a tick.
+    Input {
+        /// When.
+        time_ns: u64,
+        /// What.
+        input: Input,
+    },
+    /// What the core was told about a target with the requests from here on.
+    Facts {
+        /// Whom.
+        target: Target,
+        /// What was seen of it.
+        facts: TargetFacts,
+    },
+    /// What a policy was answered from here on.
+    Answer {
+        /// Which policy.
+        policy: String,
+        /// How many questions it had asked before.
+        number: u64,
+        /// Its question.
+        question: Question,
+        /// What was known.
+        answer: Option<Identity>,
     },
     /// Requests of a policy reached the core: these entries are in the order of their arrival.
     Order {

@@ -42,7 +42,7 @@ pub enum ReadError {
     NotARecording,
     /// It was made by an agent with another format.
     #[error(
-        "the recording has format version {found}; this program reads version {FORMAT_VERSION}"
+        "the recording has format version {found}; this program reads versions 1 to {FORMAT_VERSION}"
     )]
     Version {
         /// Its version.
@@ -118,16 +118,11 @@ impl<R: Read> Reader<R> {
             .header_as_schema()
             .and_then(|schema| arrow_ipc::convert::try_fb_to_schema(schema).ok())
             .ok_or(ReadError::NotARecording)?;
-        match schema.metadata().get(VERSION_KEY) {
-            None => return Err(ReadError::NotARecording),
-            Some(version) if *version == FORMAT_VERSION.to_string() => {}
-            Some(version) => {
-                return Err(ReadError::Version {
-                    found: version.chars().take(20).collect(),
-                });
-            }
-        }
-        let columns = schema::fields();
+        let version = schema.metadata().get(VERSION_KEY);
+        let version = version.ok_or(ReadError::NotARecording)?;
+        let columns = schema::fields_of(version).ok_or_else(|| ReadError::Version {
+            found: version.chars().take(20).collect(),
+        })?;
         let same = schema.fields().len() == columns.len()
             && schema.fields().iter().zip(&columns).all(|(has, wants)| {
                 has.name() == wants.name() && has.data_type() == wants.data_type()

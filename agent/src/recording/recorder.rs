@@ -1,7 +1,8 @@
 //! A recording that is written beside the work: on a thread of its own, behind a bounded queue.
 //!
 //! Invariants: whoever hands something over never waits for the disk; what the queue has no room for
-//! is counted, and the recording says where it is missing; a file that cannot be written is given up, loudly.
+//! is counted, and the recording says where it is missing; a file that cannot be written is given up, and
+//! whoever asks is told why.
 
 use super::entry::{Entry, Identity};
 use super::writer::{WriteError, Writer};
@@ -26,7 +27,9 @@ pub struct Progress {
     pub lost: u64,
     /// Bytes in the file.
     pub bytes: u64,
-    /// It was given up; the log says why.
+    /// Entries other than batches that it lacks: without room, or too large.
+    pub notes_lost: u64,
+    /// It was given up; [`Recorder::failure`] says why.
     pub failed: bool,
 }
 
@@ -37,7 +40,11 @@ enum Message {
         /// Records lost before it.
         lost: u64,
     },
-    Note(Entry),
+    Notes {
+        entries: Vec<Entry>,
+        /// Notes lost before them.
+        lost: u64,
+    },
     End,
 }
 
@@ -51,6 +58,8 @@ struct Inner {
     counts: Arc<Counts>,
     /// Records lost since the last batch that was taken in.
     unsaid: AtomicU64,
+    /// The same of notes.
+    unsaid_notes: AtomicU64,
     thread: Mutex<Option<JoinHandle<Result<(), WriteError>>>>,
 }
 
@@ -60,7 +69,9 @@ struct Counts {
     records: AtomicU64,
     lost: AtomicU64,
     bytes: AtomicU64,
+    notes_lost: AtomicU64,
     failed: AtomicBool,
+    failure: Mutex<Option<String>>,
 }
 
 impl Recorder {
@@ -74,8 +85,7 @@ impl Recorder {
             .spawn(move || {
                 let result = write(writer, &messages, &shared);
                 if let Err(error) = &result {
-                    shared.failed.store(true, Relaxed);
-                    tracing::error!("the recording ends here: {error}");
+                    shared.fail(error);
                 }
                 result
             })?;
@@ -83,6 +93,7 @@ impl Recorder {
             queue,
             counts,
             unsaid: AtomicU64::new(0),
+            unsaid_notes: AtomicU64::new(0),
             thread: Mutex::new(Some(thread)),
         })))
     }
@@ -105,10 +116,30 @@ impl Recorder {
         taken
     }
 
-    /// Adds something that the core heard of.
-    pub fn note(&self, entry: Entry) {
-        // Without room it is missing, as the batches around it are, which are counted.
-        let _ = self.0.queue.try_send(Message::Note(entry));
+    /// Adds what else there is to keep, together and in this order. `false`: there was no room, or the recording
+    /// was given up; nothing of it was taken.
+    pub fn notes(&self, entries: Vec<Entry>) -> bool {
+        if entries.is_empty() {
+            return true;
+        }
+        let count = entries.len() as u64;
+        let lost = self.0.unsaid_notes.swap(0, Relaxed);
+        let taken = self.0.queue.try_send(Message::Notes { entries, lost });
+        if taken.is_err() {
+            self.0.unsaid_notes.fetch_add(lost + count, Relaxed);
+            self.0.counts.notes_lost.fetch_add(count, Relaxed);
+        }
+        taken.is_ok()
+    }
+
+    /// Why it was given up, if it was.
+    pub fn failure(&self) -> Option<String> {
+        let counts = &self.0.counts;
+        if !counts.failed.load(Relaxed) {
+            return None;
+        }
+        let failure = counts.failure.lock();
+        failure.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How far it is.
@@ -119,6 +150,7 @@ impl Recorder {
             records: counts.records.load(Relaxed),
             lost: counts.lost.load(Relaxed),
             bytes: counts.bytes.load(Relaxed),
+            notes_lost: counts.notes_lost.load(Relaxed),
             failed: counts.failed.load(Relaxed),
         }
     }
@@ -134,6 +166,15 @@ impl Recorder {
                 .unwrap_or_else(|_| Err(io::Error::other("its thread panicked").into()))?;
         }
         Ok(self.progress())
+    }
+}
+
+impl Counts {
+    fn fail(&self, error: &WriteError) {
+        tracing::error!("the recording ends here: {error}");
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        *failure = Some(error.to_string());
+        self.failed.store(true, Relaxed);
     }
 }
 
@@ -166,7 +207,20 @@ fn write(
                 writer.write(&Entry::Batch(batch))?;
                 counts.records.fetch_add(records, Relaxed);
             }
-            Message::Note(entry) => writer.write(&entry)?,
+            Message::Notes { entries, mut lost } => {
+                for entry in entries {
+                    match writer.write(&entry) {
+                        Err(error) if error.is_of_the_entry() => {
+                            lost += 1;
+                            counts.notes_lost.fetch_add(1, Relaxed);
+                        }
+                        result => result?,
+                    }
+                }
+                if lost > 0 {
+                    writer.write(&Entry::Gap { notes: lost })?;
+                }
+            }
             Message::End => break,
         }
         counts.bytes.store(writer.bytes(), Relaxed);

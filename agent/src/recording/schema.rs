@@ -7,15 +7,16 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Version of the format.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of the format. Version 1 lacks the column `json` and the rows that need it.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The metadata key that makes an Arrow stream a recording.
 pub(super) const VERSION_KEY: &str = "palisade.recording";
 
 /// What a row is, by its index in the dictionary of the column `entry`.
-pub(super) const ENTRIES: [&str; 8] = [
-    "batch", "record", "process", "workload", "file", "tick", "lost", "order",
+pub(super) const ENTRIES: [&str; 14] = [
+    "batch", "record", "process", "workload", "file", "tick", "lost", "order", "dropped", "gap",
+    "core", "input", "facts", "answer",
 ];
 
 /// The kinds of row; the numbers are indices into [`ENTRIES`].
@@ -29,10 +30,16 @@ pub(super) enum Row {
     Tick = 5,
     Lost = 6,
     Order = 7,
+    Dropped = 8,
+    Gap = 9,
+    Core = 10,
+    Input = 11,
+    Facts = 12,
+    Answer = 13,
 }
 
 impl Row {
-    pub(super) const ALL: [Row; 8] = [
+    pub(super) const ALL: [Row; 14] = [
         Row::Batch,
         Row::Record,
         Row::Process,
@@ -41,6 +48,12 @@ impl Row {
         Row::Tick,
         Row::Lost,
         Row::Order,
+        Row::Dropped,
+        Row::Gap,
+        Row::Core,
+        Row::Input,
+        Row::Facts,
+        Row::Answer,
     ];
 
     pub(super) fn from_name(name: &str) -> Option<Row> {
@@ -70,10 +83,22 @@ pub(super) mod column {
     pub(crate) const CONTAINER: usize = 19;
     pub(crate) const DEVICE: usize = 20;
     pub(crate) const INODE: usize = 21;
+    pub(crate) const JSON: usize = 22;
+}
+
+/// The columns of every recording of that version; `None`: there is no such version.
+pub(super) fn fields_of(version: &str) -> Option<Vec<Field>> {
+    let mut fields = fields();
+    match version {
+        "1" => fields.truncate(column::JSON),
+        "2" => {}
+        _ => return None,
+    }
+    Some(fields)
 }
 
 /// The columns of every recording of this version.
-pub(super) fn fields() -> Vec<Field> {
+fn fields() -> Vec<Field> {
     let text = || Box::new(DataType::Utf8);
     let entry = DataType::Dictionary(Box::new(DataType::Int8), text());
     let kind_name = DataType::Dictionary(Box::new(DataType::Int16), text());
@@ -101,6 +126,7 @@ pub(super) fn fields() -> Vec<Field> {
         optional("container", DataType::Utf8),
         optional("device", DataType::UInt32),
         optional("inode", DataType::UInt64),
+        optional("json", DataType::Utf8),
     ]
 }
 

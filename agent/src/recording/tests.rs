@@ -4,7 +4,9 @@
 use super::*;
 use crate::batch::Batch;
 use palisade_abi::{Header, Record};
-use palisade_core::{ProcessId, WorkloadId};
+use palisade_core::{
+    ActOutcome, EffectId, Input, Member, ProcessId, Target, TargetFacts, WorkloadId,
+};
 use proptest::prelude::*;
 use std::sync::LazyLock;
 
@@ -91,6 +93,63 @@ fn entries() -> Vec<Entry> {
             records: 1,
         },
         Entry::Batch(batch(2, 3)),
+        Entry::Dropped {
+            policy: "two".into(),
+            seq: 2,
+            records: 3,
+        },
+        Entry::Gap { notes: 4 },
+        Entry::Core(CoreStart {
+            run_seed: u64::MAX,
+            disarmed: true,
+            own_pids: vec![7, 1],
+            own_exe: Some("/usr/bin/pali\"sade".into()),
+        }),
+        Entry::Input {
+            time_ns: 1800,
+            input: Input::Outcome {
+                effect: EffectId(9),
+                outcome: ActOutcome::Failed {
+                    error: "cpu.max: EINVAL\n".into(),
+                },
+            },
+        },
+        Entry::Facts {
+            target: Target::Workload(WorkloadId(3)),
+            facts: TargetFacts {
+                alive: true,
+                workload: Some(WorkloadId(3)),
+                cgroup: Some("/ml".into()),
+                watched: true,
+                members: vec![Member {
+                    process: ProcessId {
+                        pid: 7,
+                        start_ns: u64::MAX,
+                    },
+                    exe: "/x".into(),
+                    kernel_thread: false,
+                }],
+                ..TargetFacts::default()
+            },
+        },
+        Entry::Answer {
+            policy: "one".into(),
+            number: 12,
+            question: Question::File {
+                device: 7,
+                inode: u64::MAX,
+            },
+            answer: None,
+        },
+        Entry::Answer {
+            policy: "one".into(),
+            number: 13,
+            question: Question::Process(ProcessId {
+                pid: 7,
+                start_ns: 1,
+            }),
+            answer: Some(process("/x", None)),
+        },
     ]
 }
 
@@ -211,12 +270,12 @@ fn other_files_and_other_versions_are_refused() {
     let key = b"palisade.recording\0";
     let at = file.windows(key.len()).position(|w| w == key).unwrap();
     let digit = (at.saturating_sub(40)..at + 60)
-        .find(|i| file[i - 4..i + 2] == *b"\x01\0\0\x001\0")
+        .find(|i| file[i - 4..i + 2] == *b"\x01\0\0\x002\0")
         .unwrap();
-    file[digit] = b'2';
+    file[digit] = b'3';
     let refused = Reader::new(&file[..]).map(|_| ()).unwrap_err();
     assert!(
-        matches!(&refused, ReadError::Version { found } if found == "2"),
+        matches!(&refused, ReadError::Version { found } if found == "3"),
         "{refused}"
     );
     file[at] = b'q';
@@ -224,6 +283,21 @@ fn other_files_and_other_versions_are_refused() {
         Reader::new(&file[..]),
         Err(ReadError::NotARecording)
     ));
+}
+
+#[test]
+fn a_file_of_version_1_is_read_and_has_nothing_of_the_core() {
+    let file = include_bytes!("../cli/demo/recording.arrows");
+    let reader = Reader::new(&file[..]).unwrap();
+    let entries: Vec<Entry> = reader.map(Result::unwrap).collect();
+    let batches = entries
+        .iter()
+        .filter(|entry| matches!(entry, Entry::Batch(_)));
+    assert_eq!(batches.count(), 697);
+    assert!(!entries.iter().any(|entry| matches!(
+        entry,
+        Entry::Core(_) | Entry::Input { .. } | Entry::Facts { .. } | Entry::Answer { .. }
+    )));
 }
 
 #[test]
@@ -283,7 +357,7 @@ fn files_are_written_beside_the_work_and_a_missing_one_is_told() {
         path: "/m".into(),
     };
     assert!(recorder.batch(vec![identity], &batch(1, 2)));
-    recorder.note(Entry::Tick { time_ns: 3 });
+    assert!(recorder.notes(vec![Entry::Tick { time_ns: 3 }]));
     let progress = recorder.finish().unwrap();
     assert_eq!(
         (progress.batches, progress.records, progress.lost),

@@ -4,7 +4,7 @@
 //! the last one at most; a batch of records is never split between two chunks; a chunk is written
 //! when it spans [`CHUNK_NS`] of the batches' own time or has [`CHUNK_ROWS`] rows, whichever is first.
 
-use super::chunk::Chunk;
+use super::chunk::{self, Chunk};
 use super::entry::{Entry, Identity, Origin};
 use super::schema;
 use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
@@ -27,6 +27,8 @@ const ALIGNMENT: usize = 8;
 pub const MAX_BATCH_RECORDS: usize = 65_535;
 /// Bytes of one name or path at most.
 pub const MAX_TEXT: usize = 64 << 10;
+/// Bytes of one entry's JSON at most: the facts of a target with as many processes as it may have, at 500 each.
+pub const MAX_JSON: usize = 2 << 20;
 
 /// Why an entry was not written.
 #[derive(Debug, thiserror::Error)]
@@ -46,11 +48,20 @@ pub enum WriteError {
         records: usize,
     },
     /// A name or path is too long.
-    #[error("a name of {bytes} bytes is too long for a recording (at most {MAX_TEXT})")]
+    #[error(
+        "a text of {bytes} bytes is too long for a recording (at most {MAX_TEXT}, as JSON {MAX_JSON})"
+    )]
     TooLong {
         /// Its length.
         bytes: usize,
     },
+}
+
+impl WriteError {
+    /// Whether only that entry was refused, and the recording goes on without it.
+    pub fn is_of_the_entry(&self) -> bool {
+        matches!(self, Self::TooManyRecords { .. } | Self::TooLong { .. })
+    }
 }
 
 /// Writes a recording, entry by entry.
@@ -114,8 +125,9 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// [`WriteError::TooManyRecords`] and [`WriteError::TooLong`] leave the recording as it was.
     pub fn write(&mut self, entry: &Entry) -> Result<(), WriteError> {
-        check(entry)?;
-        self.chunk.push(entry);
+        let json = chunk::json(entry);
+        check(entry, json.as_deref())?;
+        self.chunk.push(entry, json.as_deref());
         let mut full = self.chunk.rows() >= CHUNK_ROWS || self.chunk.text() >= CHUNK_TEXT;
         if let Entry::Batch(batch) = entry {
             let began = *self.chunk_began_ns.get_or_insert(batch.now_ns);
@@ -157,7 +169,11 @@ impl<W: Write> Writer<W> {
 }
 
 /// Whether a reader would take it back.
-fn check(entry: &Entry) -> Result<(), WriteError> {
+fn check(entry: &Entry, json: Option<&str>) -> Result<(), WriteError> {
+    let bytes = json.map_or(0, str::len);
+    if bytes > MAX_JSON {
+        return Err(WriteError::TooLong { bytes });
+    }
     let texts: [&str; 2] = match entry {
         Entry::Batch(batch) => {
             let records = batch.records.len();
@@ -172,8 +188,14 @@ fn check(entry: &Entry) -> Result<(), WriteError> {
         }) => [cgroup, container.as_deref().unwrap_or_default()],
         Entry::Identity(Identity::File { path, .. }) => [path, ""],
         Entry::Lost { policy, .. } => [policy.as_deref().unwrap_or_default(), ""],
-        Entry::Order { policy, .. } => [policy, ""],
-        Entry::Tick { .. } => return Ok(()),
+        Entry::Order { policy, .. }
+        | Entry::Dropped { policy, .. }
+        | Entry::Answer { policy, .. } => [policy, ""],
+        Entry::Tick { .. }
+        | Entry::Gap { .. }
+        | Entry::Core(_)
+        | Entry::Input { .. }
+        | Entry::Facts { .. } => return Ok(()),
     };
     match texts.iter().map(|text| text.len()).max() {
         Some(bytes) if bytes > MAX_TEXT => Err(WriteError::TooLong { bytes }),

@@ -1,26 +1,38 @@
 //! Replay: policies and the core over a recording, with nothing of this host.
 //!
 //! Invariants: the same recording with the same policies and configuration gives the same lines, byte for byte,
-//! at any speed. Nothing is acted on: every effect is answered as done. Identity comes from the recording alone.
+//! at any speed; where they are those of the recorded run, the same decisions as that run's. Nothing is acted on.
+//! Identity comes from the recording alone. Where the decisions may differ from the run's, the outcome says why.
 
+mod anew;
+mod answers;
+mod beginning;
+mod desk;
+mod follow;
 mod pace;
-mod player;
 mod recorded;
+mod seat;
 mod summary;
 
 pub use pace::Speed;
 pub use summary::{Summary, kind_name, summary};
 
+use crate::batch::Batch;
 use crate::config::Config;
 use crate::exit::{self, coded};
 use crate::policy::{EngineShared, Stepper};
 use crate::recording::{Entry, Reader};
-use crate::runtime::options;
+use crate::runtime::options::{self, Own};
+use anew::Anew;
+use answers::Answers;
 use anyhow::{Context, Result};
+use beginning::Beginning;
+use desk::Desk;
+use follow::Follow;
 use pace::Pace;
-use palisade_core::{Core, Effect, ProtectList};
-use player::Player;
+use palisade_core::{Core, Effect};
 use recorded::Recorded;
+use seat::Seat;
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -40,6 +52,8 @@ pub struct Outcome {
     pub records: u64,
     /// What people should know: strikes of policies, a recording that was cut off.
     pub notes: Vec<String>,
+    /// Why the decisions may not be those of the recorded run. Empty: they are, as far as the recording goes.
+    pub differs: Vec<String>,
 }
 
 /// A decision or an undo.
@@ -86,55 +100,108 @@ pub fn replay(
 ) -> Result<Outcome> {
     let context = || format!("cannot replay {}", path.display());
     let mut reader = Reader::open(path).with_context(context)?;
+    let origin = reader.origin();
+    let beginning = Beginning::read(&mut reader, &origin);
     let tables = Recorded::default();
-    let (mut seats, grants) = seats(config, &tables)?;
-    // Not this process and its ancestors: they are no part of the recording.
-    let protect = options::with_operators_rules(ProtectList::new(&[], None), config)?;
-    let core = Core::new(config.core.clone(), protect, 0);
-    let mut player = Player::new(
-        core,
-        grants,
-        reader.origin().policies,
-        config,
-        &tables,
-        each,
-    );
-    player.begin();
+    let answers = Answers::new(tables.clone());
+    beginning.answers(&answers);
+    let (seats, grants) = seats(config, &answers)?;
+    let why_anew = beginning.why_anew(&origin, config, &seats);
+    let start = beginning.start.clone().unwrap_or_default();
+    // Not this process and its ancestors, but the recorded agent and its own.
+    let own = Own {
+        pids: start.own_pids,
+        exe: start.own_exe,
+    };
+    let protect = options::protect_list(config, &own)?;
+    let mut core = config.core.clone();
+    let mut player = if why_anew.is_empty() {
+        core.disarmed = start.disarmed;
+        let core = Core::new(core, protect, start.run_seed);
+        Player::Follow(Follow::new(Desk::new(core, each), seats, &tables))
+    } else {
+        let mut desk = Desk::new(Core::new(core, protect, start.run_seed), each);
+        desk.differs(why_anew);
+        Player::Anew(Anew::new(
+            desk,
+            seats,
+            grants,
+            origin.policies,
+            config,
+            &tables,
+        ))
+    };
     let mut pace = Pace::new(speed);
     let mut torn = false;
-    for entry in reader.by_ref() {
+    for entry in beginning.entries.into_iter().chain(reader.by_ref()) {
         match entry {
             Ok(Entry::Batch(batch)) => {
                 pace.wait_for(batch.now_ns);
-                tables.observe(&batch.records);
+                tables.observe(&batch);
                 player.batch(&batch);
-                for seat in &mut seats {
-                    for event in seat.step(&batch, 0) {
-                        player.hear(batch.now_ns, event);
-                    }
-                }
             }
             Ok(Entry::Identity(identity)) => tables.learn(identity),
-            Ok(entry) => player.entry(entry),
+            Ok(entry) => player.entry(entry, &answers),
             Err(error) if error.is_torn() => {
                 torn = true;
-                player.note(error.to_string());
+                player.desk().notes([error.to_string()]);
             }
             Err(error) => return Err(error).with_context(context),
         }
-        player.failed()?;
+        player.desk().failed()?;
     }
     if !reader.ended() && !torn {
-        player.note("the recording was not closed in order: its end may be missing".to_owned());
+        player
+            .desk()
+            .notes(["the recording was not closed in order: its end may be missing".to_owned()]);
     }
     player.end()
+}
+
+/// The two ways of a replay.
+enum Player<'a> {
+    Follow(Follow<'a>),
+    Anew(Anew<'a>),
+}
+
+impl<'a> Player<'a> {
+    fn batch(&mut self, batch: &Batch) {
+        match self {
+            Player::Follow(follow) => follow.batch(batch),
+            Player::Anew(anew) => anew.batch(batch),
+        }
+    }
+
+    fn entry(&mut self, entry: Entry, answers: &Answers) {
+        match self {
+            Player::Follow(follow) => {
+                answers.learn(&entry);
+                follow.entry(entry);
+            }
+            Player::Anew(anew) => anew.entry(entry),
+        }
+    }
+
+    fn desk(&mut self) -> &mut Desk<'a> {
+        match self {
+            Player::Follow(follow) => follow.desk(),
+            Player::Anew(anew) => anew.desk(),
+        }
+    }
+
+    fn end(self) -> Result<Outcome> {
+        match self {
+            Player::Follow(follow) => follow.end(),
+            Player::Anew(anew) => anew.end(),
+        }
+    }
 }
 
 type Grants = Vec<(palisade_core::PolicyRef, palisade_core::Grant)>;
 
 /// The policies, in order of their names, and what each is granted.
-fn seats(config: &Config, tables: &Recorded) -> Result<(Vec<Stepper>, Grants)> {
-    let shared = EngineShared::new(Arc::new(tables.clone()))
+fn seats(config: &Config, answers: &Answers) -> Result<(Vec<Seat>, Grants)> {
+    let shared = EngineShared::new(Arc::new(answers.clone()))
         .map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
     let (mut seats, mut grants) = (Vec::new(), Vec::new());
     let mut policies: Vec<_> = config.policies.iter().collect();
@@ -143,10 +210,10 @@ fn seats(config: &Config, tables: &Recorded) -> Result<(Vec<Stepper>, Grants)> {
         let mut source = options::policy_source(policy);
         // A deadline is about this machine's speed, not about the recording.
         source.limits.call_deadline = REPLAY_DEADLINE;
-        let seat = Stepper::new(&shared, &source, 1)
+        let stepper = Stepper::new(&shared, &source, 1)
             .map_err(|error| coded(exit::POLICY, format!("policy '{}': {error}", policy.name)))?;
-        grants.push((seat.reference().clone(), policy.grant.clone()));
-        seats.push(seat);
+        grants.push((stepper.reference().clone(), policy.grant.clone()));
+        seats.push(Seat::new(stepper, source.limits.queue_batches));
     }
     Ok((seats, grants))
 }

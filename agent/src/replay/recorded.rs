@@ -1,11 +1,15 @@
 //! The identity tables of a replay: what the recording says, and nothing of this host.
+//!
+//! Invariant: a process that has ended is no target and no member of one; who asks who it was is answered for as
+//! long as in a run.
 
-use crate::identity::ScopeRoots;
+use crate::batch::Batch;
+use crate::identity::{Limits, ScopeRoots};
 use crate::policy::{Lookup, ProcessFacts, WorkloadFacts};
 use crate::recording::Identity;
 use palisade_abi::kind;
 use palisade_core::{Member, ProcessId, Target, TargetFacts, WorkloadId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The identities of a recording.
@@ -15,7 +19,12 @@ pub(super) struct Recorded(Arc<Mutex<Known>>);
 #[derive(Default)]
 struct Known {
     processes: BTreeMap<ProcessId, ProcessFacts>,
-    ended: BTreeSet<ProcessId>,
+    /// Who has ended and is remembered for a while, with the time of the end.
+    ended: BTreeMap<ProcessId, u64>,
+    /// The same, oldest first.
+    ends: VecDeque<(u64, ProcessId)>,
+    /// What the recorded run's core was last told about each target.
+    told: HashMap<Target, TargetFacts>,
     workloads: BTreeMap<WorkloadId, WorkloadFacts>,
     files: BTreeMap<(u32, u64), String>,
 }
@@ -66,29 +75,63 @@ impl Recorded {
         }
     }
 
-    /// Takes note of who ended.
-    pub(super) fn observe(&self, records: &[palisade_abi::Record]) {
+    /// Takes note of who ended, and forgets those whose end is long ago.
+    pub(super) fn observe(&self, batch: &Batch) {
         let mut known = self.lock();
-        for record in records
-            .iter()
-            .filter(|record| record.header.kind == kind::EXIT)
+        for record in batch.records.iter() {
+            if record.header.kind == kind::EXIT {
+                let process = ProcessId {
+                    pid: record.header.pid,
+                    start_ns: record.header.start_ns,
+                };
+                let at_ns = record.header.time_ns;
+                known.ended.insert(process, at_ns);
+                known.ends.push_back((at_ns, process));
+            }
+        }
+        let grace_ns = Limits::default().grace_ns;
+        while let Some((at_ns, process)) = known.ends.front().copied()
+            && batch.now_ns.saturating_sub(at_ns) > grace_ns
         {
-            known.ended.insert(ProcessId {
-                pid: record.header.pid,
-                start_ns: record.header.start_ns,
-            });
+            known.ends.pop_front();
+            known.ended.remove(&process);
+            known.processes.remove(&process);
+            known.told.remove(&Target::Process(process));
         }
     }
 
-    /// What the core asks about a target.
+    /// Takes in what the recorded run's core was told about a target.
+    pub(super) fn tell(&self, target: Target, facts: TargetFacts) {
+        self.lock().told.insert(target, facts);
+    }
+
+    /// What the recorded run's core was told about a target, as it was.
+    pub(super) fn told(&self, target: &Target) -> Option<TargetFacts> {
+        self.lock().told.get(target).cloned()
+    }
+
+    /// What a core that decides anew is told about a target: what the recorded run's was told, without those who have
+    /// ended since; else what the tables know.
     pub(super) fn facts(&self, target: &Target, scope: &ScopeRoots) -> TargetFacts {
         let known = self.lock();
+        let gone = matches!(target, Target::Process(process) if known.ended.contains_key(process));
+        if let Some(told) = known.told.get(target).filter(|told| told.alive && !gone) {
+            let mut facts = told.clone();
+            facts
+                .members
+                .retain(|member| !known.ended.contains_key(&member.process));
+            facts.watched = facts
+                .cgroup
+                .as_ref()
+                .is_some_and(|cgroup| scope.covers(cgroup));
+            return facts;
+        }
         let (alive, workload) = match target {
             Target::Process(process) => {
                 let info = known
                     .processes
                     .get(process)
-                    .filter(|_| !known.ended.contains(process));
+                    .filter(|_| !known.ended.contains_key(process));
                 (info.is_some(), info.map(|info| WorkloadId(info.workload)))
             }
             Target::Workload(workload) => (known.workloads.contains_key(workload), Some(*workload)),
@@ -100,7 +143,7 @@ impl Recorded {
             .processes
             .iter()
             .filter(|(process, info)| {
-                Some(WorkloadId(info.workload)) == workload && !known.ended.contains(process)
+                Some(WorkloadId(info.workload)) == workload && !known.ended.contains_key(process)
             })
             .map(|(process, info)| Member {
                 process: *process,

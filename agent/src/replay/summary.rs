@@ -3,6 +3,7 @@
 use crate::recording::{Entry, Identity, Origin, Reader};
 use anyhow::{Context, Result};
 use palisade_abi::{Kind, Lost};
+use palisade_core::Input;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,6 +47,14 @@ pub struct Summary {
     pub orders: u64,
     /// Times that the core was told that time has passed.
     pub ticks: u64,
+    /// Times that the core heard anything else.
+    pub inputs: u64,
+    /// What the core was told about targets, where it was news.
+    pub facts: u64,
+    /// Answers to policies' questions, where they were news.
+    pub answers: u64,
+    /// Entries other than batches that are not in the recording.
+    pub notes_lost: u64,
 }
 
 /// Reads the recording in `path`.
@@ -106,6 +115,17 @@ impl Summary {
                 };
                 *sum = sum.saturating_add(*records);
             }
+            Entry::Input { input, .. } => {
+                self.inputs += 1;
+                if let Input::Missed { count, .. } = input {
+                    self.lost_to_policies = self.lost_to_policies.saturating_add(*count);
+                }
+            }
+            Entry::Gap { notes } => self.notes_lost = self.notes_lost.saturating_add(*notes),
+            Entry::Facts { .. } => self.facts += 1,
+            Entry::Answer { .. } => self.answers += 1,
+            // Counted when the policy is told.
+            Entry::Dropped { .. } | Entry::Core(_) => {}
             Entry::Order { .. } => self.orders += 1,
             Entry::Tick { .. } => self.ticks += 1,
         }

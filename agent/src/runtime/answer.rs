@@ -4,6 +4,7 @@
 
 use super::looking::{self, DeviceName};
 use super::options::pressure_groups;
+use super::reel::Reel;
 use super::watch::Alarm;
 use super::{Message, Shared};
 use crate::audit::Entry;
@@ -233,6 +234,7 @@ impl Desk {
             "core": core,
             "policies": self.policies(),
             "sensors": self.shared.sensors.get().map(sensors),
+            "recording": self.shared.reel.as_ref().map(Reel::status),
             "identity": self.shared.tables.stats(),
             "audit": { "head": self.shared.audit.head().to_string(), "health": audit, "public_key": self.shared.audit.public_key() },
             "memory_bytes": resident_bytes(),

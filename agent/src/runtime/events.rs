@@ -5,7 +5,6 @@
 use super::judge::Judge;
 use crate::audit::{Entry, PolicyChange};
 use crate::policy::PolicyEvent;
-use crate::recording;
 use palisade_core::{Input, PolicyOutput, PolicyRef, Request};
 use std::collections::BTreeMap;
 
@@ -149,12 +148,6 @@ impl Judge {
                     count: records,
                     policy: Some(policy.name.clone()),
                     workload: None,
-                });
-                self.shared.note(recording::Entry::Lost {
-                    time_ns: crate::act::now_ns(),
-                    policy: Some(policy.name.clone()),
-                    seq: batch,
-                    records,
                 });
                 self.step(Input::Missed {
                     policy: policy.name,

@@ -4,8 +4,10 @@
 //! to the act thread, and is on disk before an irreversible one is; every effect that was handed over comes
 //! back as an outcome. It holds no rule of its own: what to grant is the core's.
 
-use super::Shared;
 use super::act_thread::Job;
+use super::reel::Told;
+use super::tape::Notes;
+use super::{LIFE, Shared};
 use crate::audit::{Entry, Identity};
 use crate::policy::PolicyEvent;
 use palisade_core::{
@@ -34,6 +36,8 @@ pub(super) enum Message {
         workload: u64,
         count: u64,
         source: &'static str,
+        /// Of which kinds; 0: not known.
+        kinds: u64,
     },
     /// The operator turned the kill switch.
     Disarm(bool, SyncSender<Result<String, String>>),
@@ -60,6 +64,10 @@ pub(super) struct Judge {
     under_way: u64,
     /// Effects that were held back because their intent could not be recorded.
     not_done: Vec<(Effect, ActOutcome)>,
+    /// What a recording is told of the core's inputs.
+    notes: Option<Notes>,
+    /// What the audit log was told about that recording.
+    told: Told,
 }
 
 impl Judge {
@@ -68,6 +76,7 @@ impl Judge {
         shared: Shared,
         grants: BTreeMap<String, Grant>,
         act: Sender<Job>,
+        notes: Option<Notes>,
     ) -> Self {
         Self {
             core,
@@ -78,11 +87,18 @@ impl Judge {
             recordable: true,
             under_way: 0,
             not_done: Vec::new(),
+            notes,
+            told: Told::default(),
         }
     }
 
-    /// Runs until it is told to stop and the leases are undone, or patience ends.
-    pub(super) fn run(mut self, orphans: Vec<palisade_core::Lease>, messages: &Receiver<Message>) {
+    /// Runs until it is told to stop and the leases are undone, or patience ends. Answers what the audit log was
+    /// told about the recording.
+    pub(super) fn run(
+        mut self,
+        orphans: Vec<palisade_core::Lease>,
+        messages: &Receiver<Message>,
+    ) -> Told {
         for lease in orphans {
             self.step(Input::Orphan(lease));
         }
@@ -91,7 +107,7 @@ impl Judge {
             let now = crate::act::now_ns();
             let done = self.under_way == 0 && self.core.leases().next().is_none();
             if stopping.is_some_and(|until| now >= until || done) {
-                return;
+                return self.told;
             }
             let next = self.core.next_deadline().map_or(LONGEST_WAIT, |at| {
                 Duration::from_nanos(at.saturating_sub(now))
@@ -111,7 +127,7 @@ impl Judge {
                 }
                 Ok(message) => self.hear(message),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return self.told,
             }
             let dropped = self.shared.intake.dropped();
             if dropped > 0 {
@@ -120,6 +136,9 @@ impl Judge {
                 );
                 tracing::error!("{text}");
                 self.shared.audit.append(Entry::Note { text });
+            }
+            if let Some(reel) = &self.shared.reel {
+                reel.tell(&mut self.told, &self.shared.audit);
             }
             let healthy = self.shared.audit.healthy();
             if healthy != self.recordable {
@@ -155,6 +174,7 @@ impl Judge {
                 workload,
                 count,
                 source,
+                kinds,
             } => {
                 let workload = (workload != 0).then_some(WorkloadId(workload));
                 self.shared.audit.append(Entry::Loss {
@@ -163,7 +183,12 @@ impl Judge {
                     policy: None,
                     workload,
                 });
-                self.step(Input::Lost { workload, count });
+                if kinds == 0 {
+                    self.step(Input::Lost { workload, count });
+                }
+                for policy in self.concerned(kinds) {
+                    self.step(Input::Skipped { policy, count });
+                }
             }
             Message::Disarm(on, reply) => {
                 let text = if on {
@@ -206,7 +231,9 @@ impl Judge {
 
     pub(super) fn step(&mut self, input: Input) {
         let now_ns = crate::act::now_ns();
-        self.shared.heard(now_ns, &input);
+        if let Some(notes) = &mut self.notes {
+            notes.heard(now_ns, &input);
+        }
         for effect in self.core.step(now_ns, input) {
             self.carry_out(effect);
         }
@@ -214,6 +241,15 @@ impl Judge {
         for (effect, outcome) in std::mem::take(&mut self.not_done) {
             self.under_way += 1;
             self.hear(Message::Outcome(Box::new(effect), outcome));
+        }
+    }
+
+    /// The policies whose evidence rests on those kinds: who is who and who has ended is everybody's evidence.
+    fn concerned(&self, kinds: u64) -> Vec<String> {
+        match self.shared.engine.get() {
+            Some(engine) if kinds & LIFE == 0 => engine.subscribers(kinds),
+            _ if kinds == 0 => Vec::new(),
+            _ => self.running.keys().cloned().collect(),
         }
     }
 

@@ -6,12 +6,14 @@
 
 mod act_thread;
 mod answer;
+mod asked;
 mod events;
 mod judge;
 mod looking;
 mod lookup;
 pub mod options;
 pub mod record;
+mod reel;
 mod sink;
 mod tape;
 mod watch;
@@ -22,18 +24,19 @@ use crate::config::Config;
 use crate::control::{self, LockError};
 use crate::exit::{self, coded};
 use crate::identity::{self, ScopeRoots, Tables, layout::Layout};
-use crate::policy::{Engine, EngineOptions, Events, PolicyEvent};
-use crate::recording::{self, Recorder};
+use crate::policy::{Engine, EngineOptions, Events, Lookup, PolicyEvent};
+use crate::recording::CoreStart;
 use crate::sensors::{InFlightView, SensorHandle, Sensors};
 use anyhow::{Context, Result};
 use judge::{Judge, Message};
 use looking::Looking;
 use palisade_abi::Kind;
-use palisade_core::{Core, Input};
+use palisade_core::Core;
+use reel::Reel;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use tape::Tape;
+use tape::{Notes, Tape};
 use watch::{Alarm, Intake, Marker};
 
 /// What `palisade run` adds to the configuration.
@@ -58,26 +61,11 @@ pub(crate) struct Shared {
     /// Who subscribes next must know what the one before did.
     subscribing: Arc<Mutex<()>>,
     in_flight: Arc<OnceLock<InFlightView>>,
-    recorder: Arc<OnceLock<Recorder>>,
+    /// The recording, if one was asked for.
+    pub(crate) reel: Option<Reel>,
 }
 
 impl Shared {
-    /// Adds to the recording, if there is one.
-    fn note(&self, entry: recording::Entry) {
-        if let Some(recorder) = self.recorder.get() {
-            recorder.note(entry);
-        }
-    }
-
-    /// Adds what the core is about to hear to the recording, if there is one.
-    fn heard(&self, now_ns: u64, input: &Input) {
-        if self.recorder.get().is_some()
-            && let Some(entry) = tape::entry_of(now_ns, input)
-        {
-            self.note(entry);
-        }
-    }
-
     /// Tells the sensors what the running policies subscribe to, and a look at the metrics.
     fn subscribe(&self) {
         let _turn = self
@@ -91,7 +79,7 @@ impl Shared {
 }
 
 /// The life of processes, to which the identity tables subscribe.
-const LIFE: u64 = Kind::Exec.bit() | Kind::Exit.bit() | Kind::Fork.bit();
+pub(crate) const LIFE: u64 = Kind::Exec.bit() | Kind::Exit.bit() | Kind::Fork.bit();
 
 /// What the sensors are to deliver: what the policies subscribed to, and the life of processes, to which the
 /// identity tables subscribe.
@@ -141,6 +129,12 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
             ..identity::Limits::default()
         },
     );
+    let (reel, tape) = options
+        .record
+        .as_deref()
+        .map(|path| record_to(path, config))
+        .unzip();
+    let tape = tape.flatten();
     let shared = Shared {
         audit: audit.clone(),
         tables,
@@ -148,7 +142,7 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
         engine: Arc::default(),
         sensors: Arc::default(),
         in_flight: Arc::default(),
-        recorder: Arc::default(),
+        reel,
         protected: Arc::default(),
         marker: Marker::in_folder(&config.paths.state_dir),
         intake: Intake::default(),
@@ -156,7 +150,9 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
         subscribing: Arc::default(),
     };
     let alarm = Alarm::default();
-    let protect = options::protect_list(config).map_err(|error| coded(exit::CONFIG, error))?;
+    let own = options::Own::here();
+    let protect =
+        options::protect_list(config, &own).map_err(|error| coded(exit::CONFIG, error))?;
     let _ = shared.protected.set(protect.rules());
     let (messages, inbox) = mpsc::channel();
     let (effects, act_inbox) = mpsc::channel();
@@ -182,12 +178,16 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
             text: "started disarmed: the kill switch was left on".to_owned(),
         });
     }
-    let judge = Judge::new(
-        Core::new(core_config, protect, act::now_ns()),
-        shared.clone(),
-        grants,
-        effects,
-    );
+    let start = CoreStart {
+        run_seed: act::now_ns(),
+        disarmed: core_config.disarmed,
+        own_pids: own.pids,
+        own_exe: own.exe,
+    };
+    let core = Core::new(core_config, protect, start.run_seed);
+    let recorder = shared.reel.as_ref().and_then(Reel::recorder);
+    let notes = recorder.map(|recorder| Notes::new(recorder.clone(), start));
+    let judge = Judge::new(core, shared.clone(), grants, effects, notes);
     let core = {
         let orphans = recovered
             .orphans
@@ -198,22 +198,20 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
         let guard = alarm.guard("core");
         named("core", move || {
             let _guard = guard;
-            judge.run(orphans, &inbox);
+            judge.run(orphans, &inbox)
         })?
     };
 
-    let result = guard(config, options, object, &layout, &shared, &messages, &alarm);
+    let result = guard(config, object, &layout, &shared, &messages, &alarm, tape);
     let why = match &result {
         Ok(why) => why.clone(),
         Err(error) => format!("fault: {error:#}"),
     };
     let _ = messages.send(Message::Stop(why.clone()));
-    let _ = core.join();
+    let mut told = core.join().unwrap_or_default();
     // Whoever has something to add to the recording has ended.
-    if let Some(recorder) = shared.recorder.get()
-        && let Err(error) = recorder.finish()
-    {
-        tracing::error!("the recording is not whole: {error}");
+    if let Some(reel) = &shared.reel {
+        reel.finish(&mut told, &audit);
     }
     // The core thread held the only sender of effects: the act thread ends with its queue.
     let _ = act.join();
@@ -229,14 +227,17 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
 /// Policies, sensors and the control socket, from their start to their end. Returns why it ended.
 fn guard(
     config: &Config,
-    options: &RunOptions,
     object: &[u8],
     layout: &Layout,
     shared: &Shared,
     messages: &mpsc::Sender<Message>,
     alarm: &Alarm,
+    tape: Option<Tape>,
 ) -> Result<String> {
-    let lookup = Arc::new(lookup::TableLookup(shared.tables.clone()));
+    let mut lookup: Arc<dyn Lookup> = Arc::new(lookup::TableLookup(shared.tables.clone()));
+    if let Some(recorder) = shared.reel.as_ref().and_then(Reel::recorder) {
+        lookup = Arc::new(asked::Witness::new(lookup, recorder.clone()));
+    }
     let events = messages.clone();
     let intake = shared.intake.clone();
     let engine = Engine::new(
@@ -293,17 +294,6 @@ fn guard(
         sensors: serde_json::to_value(report.brief())?,
         protected: shared.protected.get().cloned().unwrap_or_default(),
     });
-    let tape = options
-        .record
-        .as_deref()
-        .map(|path| {
-            let policies = config.policies.iter().map(|policy| policy.name.clone());
-            Tape::create(path, config, policies.collect())
-        })
-        .transpose()?;
-    if let Some(tape) = &tape {
-        let _ = shared.recorder.set(tape.recorder());
-    }
     let mut sink = sink::AgentSink::new(publisher, shared.clone(), messages.clone(), tape);
     let thread = named("sensors", {
         let guard = alarm.guard("sensors");
@@ -323,6 +313,15 @@ fn guard(
     handle.stop();
     let _ = thread.join();
     served
+}
+
+/// Begins the run's recording. One that cannot be begun is told of, and no reason not to guard.
+fn record_to(path: &Path, config: &Config) -> (Reel, Option<Tape>) {
+    let policies = config.policies.iter().map(|policy| policy.name.clone());
+    match Tape::create(path, config, policies.collect()) {
+        Ok(tape) => (Reel::new(path, Ok(tape.recorder())), Some(tape)),
+        Err(error) => (Reel::new(path, Err(format!("{error:#}"))), None),
+    }
 }
 
 /// Ends the policies' threads whatever happens.

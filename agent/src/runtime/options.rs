@@ -12,17 +12,32 @@ use palisade_core::{ProtectError, ProtectList, WorkloadId};
 use std::path::PathBuf;
 
 /// What may never be acted on: the built-in list, the agent and its ancestors, and the operator's.
-pub fn protect_list(config: &Config) -> Result<ProtectList, ProtectError> {
-    let exe = std::env::current_exe().ok();
-    let own = ProtectList::new(
-        &ancestors(std::process::id()),
-        exe.as_deref().and_then(|exe| exe.to_str()),
-    );
-    with_operators_rules(own, config)
+pub fn protect_list(config: &Config, own: &Own) -> Result<ProtectList, ProtectError> {
+    with_operators_rules(ProtectList::new(&own.pids, own.exe.as_deref()), config)
+}
+
+/// The agent, which never acts on itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Its process and those above it.
+    pub pids: Vec<u32>,
+    /// Its executable.
+    pub exe: Option<String>,
+}
+
+impl Own {
+    /// This process.
+    pub fn here() -> Self {
+        let exe = std::env::current_exe().ok();
+        Self {
+            pids: ancestors(std::process::id()),
+            exe: exe.and_then(|exe| Some(exe.to_str()?.to_owned())),
+        }
+    }
 }
 
 /// A list with what the operator protects added to it.
-pub fn with_operators_rules(
+fn with_operators_rules(
     mut list: ProtectList,
     config: &Config,
 ) -> Result<ProtectList, ProtectError> {

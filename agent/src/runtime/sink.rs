@@ -55,10 +55,15 @@ impl Sink for AgentSink {
                     workload: record.header.workload,
                     count: lost.count,
                     source,
+                    kinds: lost.kinds,
                 });
             }
         }
-        self.publisher.publish(&batch);
+        self.publisher.publish(&batch, |policy, records| {
+            if let Some(tape) = &self.tape {
+                tape.dropped(policy, batch.seq, records);
+            }
+        });
         if self.feed.batch(&self.shared.looking, &batch) {
             self.shared.subscribe();
         }

@@ -1,20 +1,23 @@
-//! What a recording is told: each batch, before it what could be looked up about it, and what the core hears.
+//! What a recording is told: each batch, before it what could be looked up about it, and what the core hears, with
+//! the facts about targets that it is given.
 //!
 //! Invariant: nothing here waits for the disk, and nothing is looked up outside of the identity tables.
 
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::identity::Tables;
-use crate::recording::{Entry, Identity, Origin, Recorder, Writer};
+use crate::recording::{CoreStart, Entry, Identity, Origin, Recorder, Writer};
 use anyhow::{Context, Result};
 use palisade_abi::{ModelFile, kind};
-use palisade_core::{Input, ProcessId, WorkloadId};
-use std::collections::HashSet;
+use palisade_core::{Input, PolicyOutput, ProcessId, Target, TargetFacts, WorkloadId};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Identities remembered as written; beyond it they are written again.
 const REMEMBERED: usize = 65_536;
+/// Targets whose facts are remembered as written; beyond it they are written again.
+const REMEMBERED_FACTS: usize = 256;
 
 /// Hands batches to a recorder, and before each what the policies could look up about it.
 #[derive(Debug)]
@@ -63,6 +66,16 @@ impl Tape {
     /// For those who note what the core hears, and for the end.
     pub(super) fn recorder(&self) -> Recorder {
         self.recorder.clone()
+    }
+
+    /// The batch before did not fit into a policy's queue.
+    pub(super) fn dropped(&self, policy: &str, seq: u64, records: u64) {
+        let policy = policy.to_owned();
+        self.recorder.notes(vec![Entry::Dropped {
+            policy,
+            seq,
+            records,
+        }]);
     }
 
     /// Records a batch.
@@ -138,16 +151,62 @@ fn identity(key: Key, tables: &Tables) -> Option<Identity> {
     })
 }
 
-/// What a recording keeps of an input of the core, beside the batches.
-pub(super) fn entry_of(time_ns: u64, input: &Input) -> Option<Entry> {
-    match input {
-        Input::Requests(output) => Some(Entry::Order {
+/// Tells a recording what the core hears, beside the batches.
+#[derive(Debug)]
+pub(super) struct Notes {
+    recorder: Recorder,
+    /// The facts about each target that the recording has.
+    told: HashMap<Target, TargetFacts>,
+}
+
+impl Notes {
+    /// For a core that begins like this.
+    pub(super) fn new(recorder: Recorder, start: CoreStart) -> Self {
+        recorder.notes(vec![Entry::Core(start)]);
+        Self {
+            recorder,
+            told: HashMap::new(),
+        }
+    }
+
+    /// The core hears `input` now.
+    pub(super) fn heard(&mut self, time_ns: u64, input: &Input) {
+        let entries = match input {
+            Input::Requests(output) => self.order(time_ns, output),
+            Input::Tick => vec![Entry::Tick { time_ns }],
+            other => vec![Entry::Input {
+                time_ns,
+                input: other.clone(),
+            }],
+        };
+        if !self.recorder.notes(entries) {
+            // What was to be in the file is not: it comes again with the next request.
+            self.told.clear();
+        }
+    }
+
+    /// That requests arrived and, before it, the facts that are not those told before. What is asked for is not
+    /// written: a replay has the policies say it again.
+    fn order(&mut self, time_ns: u64, output: &PolicyOutput) -> Vec<Entry> {
+        if self.told.len() > REMEMBERED_FACTS {
+            self.told.clear();
+        }
+        let mut entries = Vec::new();
+        for (request, facts) in &output.requests {
+            if self.told.get(&request.target) != Some(facts) {
+                self.told.insert(request.target, facts.clone());
+                entries.push(Entry::Facts {
+                    target: request.target,
+                    facts: facts.clone(),
+                });
+            }
+        }
+        entries.push(Entry::Order {
             time_ns,
             policy: output.policy.name.clone(),
             seq: output.batch,
             requests: output.requests.len() as u64,
-        }),
-        Input::Tick => Some(Entry::Tick { time_ns }),
-        _ => None,
+        });
+        entries
     }
 }

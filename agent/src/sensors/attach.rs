@@ -78,6 +78,8 @@ pub struct ProgramRuns {
     pub runs: u64,
     /// Time of all runs, nanoseconds; as above.
     pub run_ns: u64,
+    /// Bits of the kinds that it feeds.
+    pub kinds: u64,
     /// Events for which it was not run because another program was under way on that CPU.
     pub skipped: u64,
 }
@@ -241,7 +243,7 @@ impl Hooks {
     pub(super) fn runs(&self, ebpf: &Ebpf) -> Vec<ProgramRuns> {
         let attached = self.slots.iter().filter_map(|slot| {
             let (rung, _) = slot.attached.as_ref()?;
-            Some((slot.hook.name, rung.programs()))
+            Some((slot.hook, rung.programs()))
         });
         let told = |program: &str| {
             let fd = ebpf.program(program)?.fd().ok()?.as_fd().as_raw_fd();
@@ -251,7 +253,8 @@ impl Hooks {
         attached
             .filter_map(|(hook, mut programs)| {
                 let sum = ProgramRuns {
-                    hook: hook.into(),
+                    hook: hook.name.into(),
+                    kinds: hook.kinds,
                     ..ProgramRuns::default()
                 };
                 programs.try_fold(sum, |sum, program| {
@@ -283,6 +286,7 @@ fn parse_runs(fdinfo: &str) -> ProgramRuns {
     };
     ProgramRuns {
         hook: String::new(),
+        kinds: 0,
         runs: value("run_cnt:"),
         run_ns: value("run_time_ns:"),
         skipped: value("recursion_misses:"),

@@ -14,6 +14,14 @@ pub(super) struct Losses {
     pub totals: [u64; LOSS_SOURCES.len()],
 }
 
+/// What was lost: whose (0: not known), by which of [`LOSS_SOURCES`], of which kinds (0: not known).
+#[derive(Clone, Copy, Debug)]
+struct What {
+    workload: u64,
+    source: u32,
+    kinds: u64,
+}
+
 impl Losses {
     /// `LOST` records for what was lost since the last call.
     pub(super) fn collect(
@@ -32,38 +40,46 @@ impl Losses {
             }
             self.workload(workload, sum, now_ns, out);
         }
+        self.skipped(runs, now_ns, out);
+    }
+
+    fn skipped(&mut self, runs: &[ProgramRuns], now_ns: u64, out: &mut Vec<Record>) {
         for run in runs {
+            // Whose event it was nobody knows, but which signal's.
             let before = self
                 .skipped
                 .insert(run.hook.clone(), run.skipped)
                 .unwrap_or(0);
-            self.tell(
-                0,
-                LOSS_HOOK_SKIPPED,
-                run.skipped.saturating_sub(before),
-                now_ns,
-                out,
-            );
+            let what = What {
+                workload: 0,
+                source: LOSS_HOOK_SKIPPED,
+                kinds: run.kinds,
+            };
+            self.tell(what, run.skipped.saturating_sub(before), now_ns, out);
         }
     }
 
     fn workload(&mut self, workload: u64, sum: CpuLosses, now_ns: u64, out: &mut Vec<Record>) {
         let before = self.told.insert(workload, sum).unwrap_or_default();
         for (source, (count, before)) in sum.counts.into_iter().zip(before.counts).enumerate() {
-            self.tell(
+            let what = What {
                 workload,
-                source as u32,
-                count.wrapping_sub(before),
-                now_ns,
-                out,
-            );
+                source: source as u32,
+                kinds: 0,
+            };
+            self.tell(what, count.wrapping_sub(before), now_ns, out);
         }
     }
 
-    fn tell(&mut self, workload: u64, source: u32, count: u64, now_ns: u64, out: &mut Vec<Record>) {
+    fn tell(&mut self, what: What, count: u64, now_ns: u64, out: &mut Vec<Record>) {
         if count == 0 {
             return;
         }
+        let What {
+            workload,
+            source,
+            kinds,
+        } = what;
         if let Some(total) = self.totals.get_mut(source as usize) {
             *total += count;
         }
@@ -76,7 +92,7 @@ impl Losses {
             count,
             source,
             pad: 0,
-            reserved: 0,
+            kinds,
         };
         out.push(Record::new(header, body));
     }
@@ -124,5 +140,25 @@ mod tests {
             ]
         );
         assert_eq!(losses.totals, [5, 1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_skipped_program_is_told_with_the_kinds_that_it_feeds() {
+        let mut losses = Losses::default();
+        let mut out = Vec::new();
+        let run = |hook: &str, kinds, skipped| ProgramRuns {
+            hook: hook.to_owned(),
+            kinds,
+            skipped,
+            ..ProgramRuns::default()
+        };
+        losses.skipped(&[run("switch", 6, 2), run("ioctl", 8, 0)], 1, &mut out);
+        losses.skipped(&[run("switch", 6, 2), run("ioctl", 8, 3)], 2, &mut out);
+        let told: Vec<_> = out
+            .iter()
+            .filter_map(Record::get::<Lost>)
+            .map(|lost| (lost.source, lost.kinds, lost.count))
+            .collect();
+        assert_eq!(told, [(LOSS_HOOK_SKIPPED, 6, 2), (LOSS_HOOK_SKIPPED, 8, 3)]);
     }
 }

@@ -38,8 +38,8 @@ body! {
         source: u32,
         /// Explicit padding.
         pad: u32,
-        /// Reserved, 0.
-        reserved: u64,
+        /// Bits of the kinds that are concerned ([`crate::Kind::bit`]); 0: not known, any.
+        kinds: u64,
     }
 }
 

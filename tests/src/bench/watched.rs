@@ -99,7 +99,7 @@ impl Sink for CountingSink {
         }
         counted.windows += u64::from(batch.window_end);
         drop(counted);
-        self.publisher.publish(&batch);
+        self.publisher.publish(&batch, |_, _| {});
     }
 
     fn file_name(&mut self, key: FileKey, name: &str, pid: u32, fd: u32, bytes: u64) {

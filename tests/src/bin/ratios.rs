@@ -87,7 +87,7 @@ fn wasm_against_native() {
         let compiled = Compiled::load(&shared, &policy(name), limits.file_bytes)
             .expect("a policy: run ./x build");
         let settings = [(setting.to_owned(), Setting::Integer(NEVER))];
-        Instance::new(&shared, &compiled, &settings, &limits).expect("instance")
+        Instance::new(&shared, "ratios", &compiled, &settings, &limits).expect("instance")
     };
     for size in [64, 256, 512, 1024] {
         let batch = records(size);
@@ -164,12 +164,13 @@ fn pipeline() {
             std::thread::yield_now();
             done = progress();
         }
-        publisher.publish(&Batch {
+        let batch = Batch {
             seq,
             now_ns: seq,
             records: Arc::clone(&batch),
             window_end: false,
-        });
+        };
+        publisher.publish(&batch, |_, _| {});
     }
     while progress() < total as u64 {
         std::thread::sleep(Duration::from_micros(200));

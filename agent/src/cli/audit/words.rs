@@ -224,8 +224,15 @@ fn refusal(reason: &Reason) -> String {
             format!("the {scope}'s {per_minute} actions a minute are spent")
         }
         Reason::LeaseLimit { limit } => format!("{limit} leases are in force, the most allowed"),
-        Reason::Lossy { lost } => {
+        Reason::Lossy { lost, skipped: 0 } => {
             format!("{lost} events about others were lost, and it could not be undone")
+        }
+        Reason::Lossy { lost, skipped } => {
+            format!(
+                "{lost} events that may be about others were lost, {skipped} of them in runs of kernel programs that the kernel \
+                 skipped, and it could not be undone; what can be undone is not held back: throttle or freeze the target, and \
+                 it may follow once nothing is lost for a while"
+            )
         }
         Reason::Disarmed => "the kill switch is on".into(),
         Reason::Unrecordable => {

@@ -61,7 +61,7 @@ impl Bed {
     }
 
     fn publish(&self, batch: &Batch) {
-        self.engine.publisher().publish(batch);
+        self.engine.publisher().publish(batch, |_, _| {});
     }
 
     /// Waits for an event that `pick` picks something from. What comes before is kept in `seen`.

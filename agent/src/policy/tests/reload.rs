@@ -17,7 +17,7 @@ fn a_reload_under_load_loses_nothing_and_repeats_nothing() {
         let mut numbers = Numbers::default();
         while !flag.load(Ordering::Relaxed) {
             let now = numbers.seq * SECOND / 10;
-            publisher.publish(&numbers.batch(97, now));
+            publisher.publish(&numbers.batch(97, now), |_, _| {});
             std::thread::sleep(Duration::from_micros(300));
         }
         numbers.next

@@ -13,7 +13,7 @@ fn instance(guest: &Guest) -> Instance {
     std::fs::write(&path, guest.build()).unwrap();
     let shared = EngineShared::new(Arc::new(NoLookup)).unwrap();
     let compiled = Compiled::load(&shared, &path, 1 << 20).unwrap();
-    Instance::new(&shared, &compiled, &[], &source("x", &path).limits).unwrap()
+    Instance::new(&shared, "x", &compiled, &[], &source("x", &path).limits).unwrap()
 }
 
 fn misdeed(misdeed: &'static str) -> (usize, super::super::Strike) {

@@ -1,17 +1,20 @@
-//! The core of a replay, and the order in which it hears things.
+//! A replay that decides anew: another configuration, other policies, or a recording that does not say enough to follow it.
 //!
 //! Invariants: time never goes back; what a policy asks for is heard when the recording says that it
-//! reached the core, and at once where the recording says nothing about that policy.
+//! reached the core, and at once where the recording says nothing about that policy; every effect is answered as done.
 
+use super::desk::Desk;
 use super::recorded::Recorded;
-use super::{Grants, Line, Outcome};
+use super::seat::{Seat, in_words};
+use super::{Grants, Outcome};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::policy::PolicyEvent;
 use crate::recording::Entry;
+use crate::runtime::LIFE;
 use anyhow::Result;
 use palisade_abi::Lost;
-use palisade_core::{ActOutcome, Core, Effect, Input, PolicyOutput, WorkloadId};
+use palisade_core::{ActOutcome, Effect, Input, PolicyOutput, PolicyRef, Request, WorkloadId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Batches after which requests are heard although the recorded run had none at that place: its
@@ -21,11 +24,14 @@ const PATIENCE: u64 = 64;
 /// Requests that wait for their turn.
 struct Waiting {
     now_ns: u64,
-    output: PolicyOutput,
+    policy: PolicyRef,
+    batch: u64,
+    requests: Vec<Request>,
 }
 
-pub(super) struct Player<'a> {
-    core: Core,
+pub(super) struct Anew<'a> {
+    desk: Desk<'a>,
+    seats: Vec<Seat>,
     grants: Grants,
     /// Policies whose requests' order is in the recording.
     ordered: Vec<String>,
@@ -34,65 +40,72 @@ pub(super) struct Player<'a> {
     missing: BTreeMap<Option<String>, u64>,
     config: &'a Config,
     tables: &'a Recorded,
-    each: &'a mut dyn FnMut(&Line) -> Result<()>,
-    failure: Option<anyhow::Error>,
-    outcome: Outcome,
-    first_ns: u64,
-    now_ns: u64,
-    seen: bool,
 }
 
-impl<'a> Player<'a> {
+impl<'a> Anew<'a> {
+    /// Tells the core who may ask.
     pub(super) fn new(
-        core: Core,
+        desk: Desk<'a>,
+        seats: Vec<Seat>,
         grants: Grants,
         ordered: Vec<String>,
         config: &'a Config,
         tables: &'a Recorded,
-        each: &'a mut dyn FnMut(&Line) -> Result<()>,
     ) -> Self {
-        Self {
-            core,
+        let mut this = Self {
+            desk,
+            seats,
             grants,
             ordered,
             waiting: VecDeque::new(),
             missing: BTreeMap::new(),
             config,
             tables,
-            each,
-            failure: None,
-            outcome: Outcome::default(),
-            first_ns: 0,
-            now_ns: 0,
-            seen: false,
-        }
+        };
+        this.step(0, Input::Policies(this.grants.clone()));
+        this
     }
 
-    /// Tells the core who may ask.
-    pub(super) fn begin(&mut self) {
-        self.step(0, Input::Policies(self.grants.clone()));
-    }
-
-    /// A batch is about to be given to the policies.
+    /// Gives a batch to the core and to the policies.
     pub(super) fn batch(&mut self, batch: &Batch) {
-        if !self.seen {
-            (self.seen, self.first_ns) = (true, batch.now_ns);
-        }
+        self.desk.count(batch);
         self.until(batch.now_ns);
-        self.outcome.batches += 1;
-        self.outcome.records += batch.records.len() as u64;
         while let Some(first) = self.waiting.front()
-            && first.output.batch.saturating_add(PATIENCE) < batch.seq
+            && first.batch.saturating_add(PATIENCE) < batch.seq
         {
             self.next_waiting(batch.now_ns);
         }
         for record in batch.records.iter() {
             if let Some(lost) = record.get::<Lost>() {
-                let workload =
-                    (record.header.workload != 0).then_some(WorkloadId(record.header.workload));
-                let count = lost.count;
-                self.step(batch.now_ns, Input::Lost { workload, count });
+                self.lost(batch.now_ns, record.header.workload, lost);
             }
+        }
+        let mut events = Vec::new();
+        for seat in &mut self.seats {
+            events.extend(seat.step(batch));
+        }
+        for event in events {
+            self.hear(batch.now_ns, event);
+        }
+    }
+
+    /// The core hears of a loss as in a run.
+    fn lost(&mut self, now_ns: u64, workload: u64, lost: Lost) {
+        let count = lost.count;
+        if lost.kinds == 0 {
+            let workload = (workload != 0).then_some(WorkloadId(workload));
+            self.step(now_ns, Input::Lost { workload, count });
+            return;
+        }
+        let all = lost.kinds & LIFE != 0;
+        let concerned: Vec<String> = self
+            .seats
+            .iter()
+            .filter(|seat| all || seat.mask() & lost.kinds != 0)
+            .map(|seat| seat.reference().name.clone())
+            .collect();
+        for policy in concerned {
+            self.step(now_ns, Input::Skipped { policy, count });
         }
     }
 
@@ -110,12 +123,10 @@ impl<'a> Player<'a> {
                 ..
             } => {
                 self.until(time_ns);
-                let due = |waiting: &Waiting| {
-                    waiting.output.policy.name == policy && waiting.output.batch <= seq
-                };
+                let due = |waiting: &Waiting| waiting.policy.name == policy && waiting.batch <= seq;
                 while let Some(at) = self.waiting.iter().position(due) {
                     if let Some(waiting) = self.waiting.remove(at) {
-                        self.step(time_ns, Input::Requests(waiting.output));
+                        self.requests(time_ns, waiting);
                     }
                 }
             }
@@ -132,12 +143,25 @@ impl<'a> Player<'a> {
                     self.step(time_ns, Input::Missed { policy, count });
                 }
             }
+            Entry::Input {
+                time_ns,
+                input: missed @ Input::Missed { .. },
+            } => self.step(time_ns, missed),
+            // Of the other things that the recorded core heard, some follow from its own decisions; operators'
+            // commands are none of the policies'.
+            Entry::Input { .. } | Entry::Core(_) | Entry::Dropped { .. } | Entry::Gap { .. } => {}
+            Entry::Facts { target, facts } => self.tables.tell(target, facts),
+            Entry::Answer { answer, .. } => {
+                if let Some(identity) = answer {
+                    self.tables.learn(identity);
+                }
+            }
             Entry::Batch(_) | Entry::Identity(_) => {}
         }
     }
 
     /// A policy did something.
-    pub(super) fn hear(&mut self, now_ns: u64, event: PolicyEvent) {
+    fn hear(&mut self, now_ns: u64, event: PolicyEvent) {
         match event {
             PolicyEvent::Output {
                 policy,
@@ -145,41 +169,21 @@ impl<'a> Player<'a> {
                 requests,
                 ..
             } => {
-                let requests = requests.into_iter().map(|request| {
-                    let facts = self.tables.facts(&request.target, &self.config.watch.scope);
-                    (request, facts)
-                });
-                let output = PolicyOutput {
+                let waiting = Waiting {
+                    now_ns,
                     policy,
                     batch,
-                    requests: requests.collect(),
+                    requests,
                 };
-                if self.ordered.contains(&output.policy.name) {
-                    self.waiting.push_back(Waiting { now_ns, output });
+                if self.ordered.contains(&waiting.policy.name) {
+                    self.waiting.push_back(waiting);
                 } else {
-                    self.step(now_ns, Input::Requests(output));
+                    self.requests(now_ns, waiting);
                 }
             }
-            PolicyEvent::Strike {
-                policy,
-                detail,
-                batch,
-                ..
-            } => {
-                self.note(format!(
-                    "policy '{}' was struck at batch {batch}: {detail}",
-                    policy.name
-                ));
-            }
-            PolicyEvent::Ejected {
-                policy,
-                reason,
-                batch,
-            } => {
-                self.note(format!(
-                    "policy '{}' was ejected at batch {batch}: {reason}",
-                    policy.name
-                ));
+            event @ PolicyEvent::Strike { .. } => self.desk.notes(in_words(&event)),
+            PolicyEvent::Ejected { ref policy, .. } => {
+                self.desk.notes(in_words(&event));
                 self.grants.retain(|(other, _)| other.name != policy.name);
                 self.step(now_ns, Input::Policies(self.grants.clone()));
             }
@@ -202,67 +206,70 @@ impl<'a> Player<'a> {
         }
     }
 
-    pub(super) fn note(&mut self, text: String) {
-        self.outcome.notes.push(text);
-    }
-
-    /// Whether the lines can still be handed over.
-    pub(super) fn failed(&mut self) -> Result<()> {
-        self.failure.take().map_or(Ok(()), Err)
-    }
-
     /// Hears what still waits, and lets what is held end by itself.
     pub(super) fn end(mut self) -> Result<Outcome> {
         while !self.waiting.is_empty() {
-            self.next_waiting(self.now_ns);
+            self.next_waiting(self.desk.now_ns());
         }
         self.until(u64::MAX);
-        self.failed()?;
         for (policy, records) in std::mem::take(&mut self.missing) {
-            self.note(match policy {
+            self.desk.notes([match policy {
                 None => format!("the recording lacks {records} records: its disk was too slow"),
                 Some(policy) => format!(
                     "in the recorded run policy '{policy}' missed {records} records; here it saw them"
                 ),
-            });
+            }]);
         }
-        Ok(self.outcome)
+        self.desk.end()
+    }
+
+    pub(super) fn desk(&mut self) -> &mut Desk<'a> {
+        &mut self.desk
     }
 
     fn next_waiting(&mut self, now_ns: u64) {
         if let Some(waiting) = self.waiting.pop_front() {
-            self.step(now_ns.max(waiting.now_ns), Input::Requests(waiting.output));
+            self.requests(now_ns.max(waiting.now_ns), waiting);
         }
     }
 
+    /// The core hears them, with the facts as they are then.
+    fn requests(&mut self, now_ns: u64, waiting: Waiting) {
+        let Waiting {
+            policy,
+            batch,
+            requests,
+            ..
+        } = waiting;
+        let scope = &self.config.watch.scope;
+        let with_facts = |request: Request| {
+            let facts = self.tables.facts(&request.target, scope);
+            (request, facts)
+        };
+        let requests = requests.into_iter().map(with_facts).collect();
+        let output = PolicyOutput {
+            policy,
+            batch,
+            requests,
+        };
+        self.step(now_ns, Input::Requests(output));
+    }
+
     fn step(&mut self, now_ns: u64, input: Input) {
-        self.now_ns = self.now_ns.max(now_ns);
-        let now_ns = self.now_ns;
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
-            for effect in self.core.step(now_ns, input) {
+            for effect in self.desk.step(now_ns, input) {
                 if let Effect::Act { id, .. } | Effect::Alert { id, .. } | Effect::Undo { id, .. } =
-                    &effect
+                    effect
                 {
                     let outcome = ActOutcome::Done {
                         observed: "replayed".to_owned(),
                         original: None,
                     };
                     inputs.push_back(Input::Outcome {
-                        effect: *id,
+                        effect: id,
                         outcome,
                     });
-                }
-                if matches!(effect, Effect::Record { .. } | Effect::Undo { .. }) {
-                    self.outcome.decisions += 1;
-                    let line = Line {
-                        time_ns: now_ns,
-                        since_ns: now_ns.saturating_sub(self.first_ns),
-                        effect,
-                    };
-                    if self.failure.is_none() {
-                        self.failure = (self.each)(&line).err();
-                    }
                 }
             }
         }
@@ -270,7 +277,7 @@ impl<'a> Player<'a> {
 
     /// Lets the deadlines pass that lie before `now_ns`.
     fn until(&mut self, now_ns: u64) {
-        while let Some(at) = self.core.next_deadline().filter(|at| *at < now_ns) {
+        while let Some(at) = self.desk.deadline().filter(|at| *at < now_ns) {
             self.step(at, Input::Tick);
         }
     }
