@@ -12,6 +12,7 @@ mod looking;
 mod lookup;
 pub mod options;
 pub mod record;
+mod roots;
 mod sink;
 mod tape;
 mod watch;
@@ -30,6 +31,7 @@ use judge::{Judge, Message};
 use looking::Looking;
 use palisade_abi::Kind;
 use palisade_core::{Core, Input};
+use roots::Follower;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -112,8 +114,12 @@ fn programs_and_layout() -> Result<(&'static [u8], Layout)> {
     Ok((object, layout))
 }
 
+/// This very binary, also after its file was replaced.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// Guards this host until SIGTERM or SIGINT.
 pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
+    crate::memory::keep_little();
     let (object, layout) = programs_and_layout()?;
     let _lock = control::lock(&config.paths.run_dir).map_err(|error| match error {
         LockError::Held { .. } => coded(exit::AGENT, error),
@@ -240,7 +246,10 @@ fn guard(
     let events = messages.clone();
     let intake = shared.intake.clone();
     let engine = Engine::new(
-        EngineOptions::default(),
+        EngineOptions {
+            compiler: Some(PathBuf::from(OWN_PROGRAM)),
+            ..EngineOptions::default()
+        },
         lookup,
         Events::new(move |event| {
             if !matches!(event, PolicyEvent::Output { .. }) || intake.offer() {
@@ -319,10 +328,38 @@ fn guard(
         policies = config.policies.len(),
         "guarding; to look: palisade status; to stop: SIGTERM"
     );
-    let served = answer::serve(config, shared, messages, alarm, layout);
+    let served = follow_roots(config, layout, shared, handle.clone(), alarm)
+        .and_then(|_following| answer::serve(config, shared, messages, alarm));
     handle.stop();
     let _ = thread.join();
     served
+}
+
+/// Has the sensors told which of the watched cgroups and containers are there, and the log of changes.
+fn follow_roots(
+    config: &Config,
+    layout: &Layout,
+    shared: &Shared,
+    sensors: SensorHandle,
+    alarm: &Alarm,
+) -> Result<Follower> {
+    let audit = shared.audit.clone();
+    // Rings when the thread ends; where the whole host is watched there is none.
+    let guard = (config.watch.scope != ScopeRoots::All).then(|| alarm.guard("roots"));
+    Follower::start(config, layout, move |change| {
+        let _ = &guard;
+        sensors.set_scope(change.scope);
+        sensors.set_pressure(change.pressure);
+        for text in &change.warnings {
+            tracing::warn!("{text}");
+        }
+        for text in &change.news {
+            tracing::info!("{text}");
+        }
+        for text in change.news.into_iter().chain(change.warnings) {
+            audit.append(Entry::Note { text });
+        }
+    })
 }
 
 /// Ends the policies' threads whatever happens.
