@@ -7,7 +7,7 @@
 use crate::{
     emit::{add, lost, now, slot},
     filter::config,
-    tables::CUDA,
+    tables::{CUDA, ON_DEMAND},
     typed::{Typed, watched, watched_workload},
 };
 use aya_ebpf::{
@@ -21,7 +21,7 @@ use palisade_abi::{CudaCall, CudaCounters, LOSS_STATE_MAP};
 
 /// Blocking calls under way of watched processes.
 #[map]
-pub static CUDA_CALLS: HashMap<u64, CudaCall> = HashMap::with_max_entries(16_384, 1);
+pub static CUDA_CALLS: HashMap<u64, CudaCall> = HashMap::with_max_entries(16_384, ON_DEMAND);
 
 /// Entry of a call that launches a kernel or a graph.
 #[uprobe]

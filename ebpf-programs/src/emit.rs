@@ -2,14 +2,14 @@
 
 use crate::{
     filter::Who,
-    tables::{COUNTERS, EVENTS, LAST_WAKE, LOSSES},
+    tables::{ADDED, COUNTERS, EVENTS, LAST_WAKE, LOSSES},
 };
 use aya_ebpf::{
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str_bytes},
     maps::PerCpuHashMap,
 };
 use palisade_abi::{
-    Body, Counters, CpuLosses, FILE_NAME_SLOTS, FileName, Header, LOSS_COUNTER_MAP,
+    Body, CounterFamily, Counters, CpuLosses, FILE_NAME_SLOTS, FileName, Header, LOSS_COUNTER_MAP,
     LOSS_RING_BUFFER, ModelFile, QUIET_NS, RECORD_BYTES, Record, kind,
 };
 
@@ -116,13 +116,15 @@ pub fn counters(who: &Who) -> Option<&'static mut Counters> {
 
 /// This CPU's value of a key that belongs to `workload`; makes the entry if there is none.
 #[inline(always)]
-pub fn slot<K, V: Default>(
+pub fn slot<K, V: CounterFamily>(
     map: &PerCpuHashMap<K, V>,
     key: &K,
     workload: u64,
 ) -> Option<&'static mut V> {
     let found = map.get_ptr_mut(key).or_else(|| {
-        let _ = map.insert(key, V::default(), BPF_NOEXIST);
+        if map.insert(key, V::default(), BPF_NOEXIST).is_ok() {
+            added::<V>();
+        }
         map.get_ptr_mut(key)
     });
     match found {
@@ -133,6 +135,15 @@ pub fn slot<K, V: Default>(
             lost(workload, LOSS_COUNTER_MAP);
             None
         }
+    }
+}
+
+/// Tells the agent that there is something to read, before anything is counted in the new entry.
+#[inline(always)]
+fn added<V: CounterFamily>() {
+    if let Some(all) = ADDED.get_ptr_mut(0) {
+        // SAFETY: the index is a constant, which `Added` has room for.
+        add(unsafe { &raw mut (*all).counts[V::FAMILY] }, 1);
     }
 }
 

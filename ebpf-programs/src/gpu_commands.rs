@@ -7,16 +7,13 @@
 use crate::{
     emit::{BPF_NOEXIST, add, lost, slot},
     filter::Who,
-    tables::GPU_COMMANDS,
+    tables::{GPU_COMMANDS, ON_DEMAND},
 };
 use aya_ebpf::{macros::map, maps::HashMap};
 use palisade_abi::{
     GpuCommandCounters, GpuCommandKey, InFlight, LOSS_COUNTER_MAP, LatencyHistogram,
     UNKNOWN_COMMAND, command_key, command_of, latency_bucket,
 };
-
-/// Only as many entries as are used take memory.
-const ON_DEMAND: u32 = 1; // BPF_F_NO_PREALLOC
 
 /// Latencies by (class, command), over all processes and CPUs. The agent forgets old ones.
 #[map]

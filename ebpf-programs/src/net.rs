@@ -8,7 +8,7 @@ use crate::{
     filter::{config, wanted},
     inference,
     kernel::Address,
-    tables::NET,
+    tables::{NET, ON_DEMAND},
     typed::{Memory, Typed, watched, watched_workload},
 };
 use aya_ebpf::{
@@ -30,7 +30,7 @@ const MSG_ERRQUEUE: u64 = 0x2000;
 
 /// Calls under way of watched processes. Only the rung of breakpoints uses it.
 #[map]
-pub static NET_CALLS: HashMap<u64, NetCall> = HashMap::with_max_entries(16_384, 1);
+pub static NET_CALLS: HashMap<u64, NetCall> = HashMap::with_max_entries(16_384, ON_DEMAND);
 
 /// Offsets of kernel structure members.
 #[unsafe(no_mangle)]

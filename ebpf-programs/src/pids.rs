@@ -10,7 +10,7 @@
 use crate::{
     emit::lost,
     kernel::{Address, File, Task, cgroup_id},
-    tables::offset,
+    tables::{ON_DEMAND, offset},
     typed::Memory,
 };
 use aya_ebpf::{
@@ -26,7 +26,7 @@ use palisade_abi::{
 
 /// Watched processes by id. One that finds no room is not watched, and counted as lost.
 #[map]
-static WATCHED_PIDS: HashMap<u32, WatchedPid> = HashMap::with_max_entries(16_384, 0);
+static WATCHED_PIDS: HashMap<u32, WatchedPid> = HashMap::with_max_entries(16_384, ON_DEMAND);
 
 /// Watched programs by file. Written by the agent.
 #[map]

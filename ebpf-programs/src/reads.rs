@@ -29,7 +29,7 @@ use palisade_abi::{Config, ReadCounters, ReadFd, ReadFdKey, ReadKey, ReadOffsets
 /// Reads from a descriptor that was no model file until it is looked at again.
 const LOOK_AGAIN: u32 = 64;
 
-/// What descriptors are, of all processes. One pushed out is looked at again.
+/// What descriptors are, of all processes. One pushed out is looked at again. Resized by the agent.
 #[map]
 static READ_FDS: LruHashMap<ReadFdKey, ReadFd> = LruHashMap::with_max_entries(16_384, 0);
 

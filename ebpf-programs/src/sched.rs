@@ -12,7 +12,7 @@ use crate::{
     emit::{counters, lost, slot},
     filter::{Who, config, wanted},
     kernel::Address,
-    tables::{HISTOGRAMS, offset},
+    tables::{HISTOGRAMS, ON_DEMAND, offset},
     typed::{Memory, Typed, watched},
 };
 use aya_ebpf::{
@@ -31,7 +31,7 @@ const TASK_DEAD: u32 = 0x80;
 
 /// Threads of watched workloads, by the address of their `task_struct`.
 #[map]
-pub static TURNS: HashMap<u64, Turn> = HashMap::with_max_entries(16_384, 0);
+pub static TURNS: HashMap<u64, Turn> = HashMap::with_max_entries(16_384, ON_DEMAND);
 
 /// NUMA node of each CPU. Written by the agent.
 #[map]

@@ -8,10 +8,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuHashMap, RingBuf},
 };
 use palisade_abi::{
-    Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule, FaultCounters,
-    FileKey, GpuCommandCounters, GpuCommandKey, GpuCounters, GpuCountersKey, HistogramCounters,
-    HistogramKey, InFlight, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, NetCounters, Offsets,
-    PendingMap, ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, Verdict,
+    Added, Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule,
+    FaultCounters, FileKey, GpuCommandCounters, GpuCommandKey, GpuCounters, GpuCountersKey,
+    HistogramCounters, HistogramKey, InFlight, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, NetCounters,
+    Offsets, PendingMap, ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, Verdict,
 };
 
 /// Raw records and `FILE_NAME` entries. Resized by the agent.
@@ -46,22 +46,27 @@ pub static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(16_384,
 #[map]
 pub static LAST_RETURN: Array<u64> = Array::with_max_entries(MAX_DEVICE_CLASSES, 0);
 
+/// Only as many entries as are used take memory. From Linux 6.1 on the kernel has an allocator for
+/// that which any hook may call. What must not fail when memory is short is allocated beforehand.
+pub const ON_DEMAND: u32 = 1; // BPF_F_NO_PREALLOC
+
 /// `mmap` and `munmap` calls under way, of watched workloads.
 #[map]
-pub static PENDING_MAPS: HashMap<u64, PendingMap> = HashMap::with_max_entries(16_384, 0);
+pub static PENDING_MAPS: HashMap<u64, PendingMap> = HashMap::with_max_entries(16_384, ON_DEMAND);
+
+/// The only entry: how many entries were made of each family's map; see `palisade_abi::CounterFamily`.
+#[map]
+pub static ADDED: Array<Added> = Array::with_max_entries(1, 0);
 
 /// Counters per process. Resized by the agent.
 #[map]
 pub static COUNTERS: PerCpuHashMap<CountersKey, Counters> =
-    PerCpuHashMap::with_max_entries(4096, 0);
+    PerCpuHashMap::with_max_entries(4096, ON_DEMAND);
 
 /// Driver-call counters per process and device class. Resized by the agent.
 #[map]
 pub static GPU_COUNTERS: PerCpuHashMap<GpuCountersKey, GpuCounters> =
-    PerCpuHashMap::with_max_entries(4096, 0);
-
-/// Only as many entries as are used take memory.
-const ON_DEMAND: u32 = 1; // BPF_F_NO_PREALLOC
+    PerCpuHashMap::with_max_entries(4096, ON_DEMAND);
 
 /// Histograms per process and kind. Resized by the agent, like the next ones.
 #[map]

@@ -5,7 +5,7 @@ use palisade::batch::Batch;
 use palisade::policy::{Engine, EngineOptions, Limits, NoLookup, PolicyEvent, PolicySource};
 use palisade_abi::{Exit, Header, Record};
 use palisade_core::{Power, Request};
-use palisade_tests::{PATIENCE, policy, soak};
+use palisade_tests::{PATIENCE, binaries, policy, soak};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -149,4 +149,43 @@ fn a_policy_that_returns_nonsense_harms_nobody() {
 #[test]
 fn a_policy_that_floods_requests_harms_nobody() {
     unharmed("flood", "");
+}
+
+/// The agent compiles in a process of its own: the same policy runs, and the same is said of a broken one.
+#[test]
+fn a_compiler_in_another_process_answers_as_the_one_in_this_does() {
+    let load = |compiler, source: PolicySource| {
+        let (events, inbox) = mpsc::channel();
+        let options = EngineOptions {
+            compiler,
+            ..EngineOptions::default()
+        };
+        let engine = Engine::new(options, Arc::new(NoLookup), events).unwrap();
+        engine.load(source).map_err(|error| error.to_string())?;
+        let publisher = engine.publisher();
+        (1..=10).for_each(|seq| publisher.publish(&batch(seq)));
+        match inbox.recv_timeout(PATIENCE) {
+            Ok(PolicyEvent::Output { requests, .. }) => Ok(evidence(&requests[0], "count")),
+            other => Err(format!("{other:?}")),
+        }
+    };
+    let both = |source: PolicySource| {
+        let apart = load(Some(binaries().join("palisade")), source.clone());
+        assert_eq!(apart, load(None, source));
+        apart
+    };
+    assert_eq!(
+        both(source("counter", "report_every = 10")),
+        Ok(10 * RECORDS)
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut broken = source("counter", "");
+    let mut bytes = std::fs::read(&broken.path).unwrap();
+    // One more section: the export `x` of the function 9,999, which there is not.
+    bytes.extend([0x0b, 8, 1, 0, 1, b'x', 1, 0x8f, 0x4e, 0]);
+    broken.path = dir.path().join("broken.wasm");
+    std::fs::write(&broken.path, bytes).unwrap();
+    let why = both(broken).unwrap_err();
+    assert!(why.contains("unknown function 9999"), "{why}");
 }

@@ -1,12 +1,11 @@
-//! `palisade leases list | release`, and the keeper's hidden command.
+//! `palisade leases list | release`.
 
 use super::{Paths, exit, status};
-use crate::act::{self, keeper};
+use crate::act;
 use crate::control::{self, Request};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use palisade_core::LeaseId;
-use std::ffi::OsString;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -35,12 +34,6 @@ enum LeasesCommand {
         /// Which; all if absent.
         lease: Option<u64>,
     },
-}
-
-/// Arguments of the keeper: the journal's folder and the agent's run.
-#[derive(Debug, Args)]
-pub struct KeeperArgs {
-    arguments: Vec<OsString>,
 }
 
 pub(super) fn run(args: &LeasesArgs, paths: &Paths) -> Result<u8> {
@@ -113,10 +106,4 @@ fn release(lease: Option<u64>, paths: &Paths) -> Result<u8> {
         released.len()
     );
     Ok(code)
-}
-
-/// Becomes the keeper; returns its exit code.
-pub(super) fn keeper(args: &KeeperArgs) -> Result<u8> {
-    let code = keeper::main(args.arguments.iter().cloned());
-    Ok(u8::from(code != std::process::ExitCode::SUCCESS))
 }

@@ -140,9 +140,6 @@ enum Command {
     Record(record::RecordArgs),
     /// Run policies over a recording and print their decisions.
     Replay(replay::ReplayArgs),
-    /// Undoes leases when the agent dies. Started by the agent.
-    #[command(hide = true)]
-    Keeper(leases::KeeperArgs),
 }
 
 /// Runs the command and returns its exit code.
@@ -160,6 +157,5 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Command::Arm => status::disarm(&cli.paths, false),
         Command::Record(args) => record::run(args, &cli.paths),
         Command::Replay(args) => replay::run(args, &cli.paths),
-        Command::Keeper(args) => leases::keeper(args),
     }
 }

@@ -5,6 +5,7 @@
 
 use super::layout::Layout;
 use palisade_core::WorkloadId;
+use std::path::Path;
 
 /// What runs a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -81,8 +82,12 @@ pub fn names(cgroup: &str) -> Names {
 const MAX_LOOKS: usize = 16_384;
 
 /// The cgroups of the containers whose id or name begins with one of `prefixes`, each without those
-/// below it.
-pub fn find(layout: &Layout, prefixes: &[String]) -> Vec<(WorkloadId, String)> {
+/// below it. `visit` is called for each other cgroup, before what is in it is read.
+pub fn find(
+    layout: &Layout,
+    prefixes: &[String],
+    visit: &mut dyn FnMut(&Path),
+) -> Vec<(WorkloadId, String)> {
     let mut found = Vec::new();
     let mut pending = vec![String::new()];
     let mut looks = 0;
@@ -99,9 +104,9 @@ pub fn find(layout: &Layout, prefixes: &[String]) -> Vec<(WorkloadId, String)> {
             }
             continue;
         }
-        let entries = std::fs::read_dir(layout.id_dir(&cgroup))
-            .into_iter()
-            .flatten();
+        let dir = layout.id_dir(&cgroup);
+        visit(&dir);
+        let entries = std::fs::read_dir(dir).into_iter().flatten();
         for entry in entries.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir())
                 && let Some(name) = entry.file_name().to_str()

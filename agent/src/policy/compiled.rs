@@ -197,10 +197,11 @@ impl Compiled {
         file: &PolicyFile,
         manifest: Manifest,
     ) -> Result<Self, LoadError> {
-        let component =
-            Component::new(&shared.engine, &file.bytes).map_err(|error| LoadError::Malformed {
+        let component = shared
+            .component(&file.bytes)
+            .map_err(|error| LoadError::Malformed {
                 path: file.path.clone(),
-                detail: tidy(&format!("{error:#}"), DETAIL_BYTES),
+                detail: tidy(&error, DETAIL_BYTES),
             })?;
         let faults = world_faults(shared, &component);
         if !faults.is_empty() {

@@ -4,12 +4,14 @@
 //! threads) and for nothing that policies do not need (no WASI, no async).
 
 use super::bindings;
+use super::compiler;
 use super::host::HostState;
 use super::limits::Limits;
 use super::ticker::Ticker;
 use palisade_core::{ProcessId, WorkloadId};
+use std::path::PathBuf;
 use std::sync::Arc;
-use wasmtime::component::{HasSelf, Linker};
+use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, OptLevel};
 
 /// Answers to policies' questions. Implementations answer from memory: a policy that waits here
@@ -73,6 +75,8 @@ pub struct EngineShared {
     pub(super) linker: Linker<HostState>,
     pub(super) ticker: Ticker,
     pub(super) lookup: Arc<dyn Lookup>,
+    /// `None`: the engine compiles by itself.
+    compiler: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for EngineShared {
@@ -83,23 +87,57 @@ impl std::fmt::Debug for EngineShared {
     }
 }
 
+/// What compiled code depends on, whoever compiles it and whoever runs it.
+fn config() -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .wasm_relaxed_simd(false)
+        .wasm_memory64(false)
+        .wasm_multi_memory(false)
+        .concurrency_support(false)
+        // Only profilers look at it.
+        .native_unwind_info(false);
+    config
+}
+
+/// What only the compiler is told.
+fn compiles(config: &mut Config) {
+    config
+        .cranelift_nan_canonicalization(true)
+        .cranelift_opt_level(OptLevel::Speed);
+}
+
+/// A component's machine code, for [`EngineShared::component`] in another process.
+pub(super) fn compile(wasm: &[u8]) -> wasmtime::Result<Vec<u8>> {
+    let mut config = config();
+    compiles(&mut config);
+    wasmtime::Engine::new(&config)?.precompile_component(wasm)
+}
+
 impl EngineShared {
-    /// Sets the engine up and starts its ticker thread.
+    /// Sets the engine up and starts its ticker thread. It compiles by itself.
     ///
     /// # Errors
     /// The machine's CPU is not supported, or the system has no thread left.
     pub fn new(lookup: Arc<dyn Lookup>) -> wasmtime::Result<Arc<Self>> {
-        let mut config = Config::new();
-        config
-            .epoch_interruption(true)
-            .cranelift_nan_canonicalization(true)
-            .cranelift_opt_level(OptLevel::Speed)
-            .wasm_relaxed_simd(false)
-            .wasm_memory64(false)
-            .wasm_multi_memory(false)
-            .concurrency_support(false)
-            // Only profilers look at it.
-            .native_unwind_info(false);
+        Self::with_compiler(lookup, None)
+    }
+
+    /// The same with a program that compiles; see [`super::compiler`].
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn with_compiler(
+        lookup: Arc<dyn Lookup>,
+        compiler: Option<PathBuf>,
+    ) -> wasmtime::Result<Arc<Self>> {
+        let mut config = config();
+        if compiler.is_none() {
+            compiles(&mut config);
+        } else {
+            config.enable_compiler(false);
+        }
         let engine = wasmtime::Engine::new(&config)?;
         let mut linker = Linker::new(&engine);
         bindings::Policy::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
@@ -109,7 +147,20 @@ impl EngineShared {
             linker,
             ticker,
             lookup,
+            compiler,
         }))
+    }
+
+    /// Compiles a component. An error is what is wrong with it.
+    pub(super) fn component(&self, wasm: &[u8]) -> Result<Component, String> {
+        let text = |error: wasmtime::Error| format!("{error:#}");
+        let Some(compiler) = &self.compiler else {
+            return Component::new(&self.engine, wasm).map_err(text);
+        };
+        let code = compiler::compile(compiler, wasm)?;
+        // SAFETY: needed because machine code is taken over. Sound because the compiler is this very binary and
+        // answered over a pipe of its own: these are bytes that `Engine::precompile_component` made.
+        unsafe { Component::deserialize(&self.engine, code) }.map_err(text)
     }
 
     pub(super) fn store(&self, name: &str, limits: &Limits) -> wasmtime::Store<HostState> {

@@ -7,7 +7,6 @@ use super::engine::Lookup;
 use super::event::LogLevel;
 use super::limits::{Limiter, Limits, STRING_BYTES};
 use super::strikes::tidy;
-use super::ticker::TICK;
 use palisade_core::{ProcessId, WorkloadId};
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
@@ -97,8 +96,7 @@ impl Budget {
             self.missed = true;
             return UpdateDeadline::Interrupt;
         }
-        let ticks = left.as_nanos().div_ceil(TICK.as_nanos());
-        UpdateDeadline::Continue(ticks.max(1) as u64)
+        UpdateDeadline::Continue(1)
     }
 }
 
@@ -200,12 +198,12 @@ mod tests {
         };
         assert!(matches!(
             budget.at_epoch(ms(1000)),
-            UpdateDeadline::Continue(20)
+            UpdateDeadline::Continue(1)
         ));
         // 20 ms later by the wall clock it had the CPU for 3 ms.
         assert!(matches!(
             budget.at_epoch(ms(1003)),
-            UpdateDeadline::Continue(17)
+            UpdateDeadline::Continue(1)
         ));
         assert!(!budget.missed);
         assert!(matches!(

@@ -124,7 +124,10 @@ impl Instance {
         store.data_mut().begin(0, limits.init_deadline);
         store.set_epoch_deadline(1);
         let instance = {
-            let _ticking = shared.ticker.run();
+            let _ticking = shared
+                .ticker
+                .run()
+                .map_err(|error| StartError::Instantiate(unwatched(&error)))?;
             compiled.pre.instance_pre().instantiate(&mut store)
         };
         let instance = instance.map_err(|error| StartError::Instantiate(strike(&store, &error)))?;
@@ -315,7 +318,11 @@ impl Instance {
         // Within a tick: see `host::Budget` for what happens then.
         self.store.set_epoch_deadline(1);
         let answer = {
-            let _ticking = self.shared.ticker.run();
+            let _ticking = self
+                .shared
+                .ticker
+                .run()
+                .map_err(|error| unwatched(&error))?;
             call(&self.guest, &mut self.store)
         };
         answer.map_err(|error| strike(&self.store, &error))
@@ -353,6 +360,14 @@ fn lost_record(now_ns: u64, count: u64) -> Record {
             source: QUEUE_LOSS,
             ..Lost::default()
         },
+    )
+}
+
+/// A call is not made if it could not be cut off.
+fn unwatched(error: &std::io::Error) -> Strike {
+    Strike::fatal(
+        StrikeKind::Deadline,
+        format!("its CPU time cannot be watched: {error}"),
     )
 }
 

@@ -15,6 +15,7 @@
 
 mod bindings;
 mod compiled;
+pub mod compiler;
 mod convert;
 mod engine;
 mod error;

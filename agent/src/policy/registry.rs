@@ -48,6 +48,8 @@ pub struct EngineOptions {
     /// How long a reload waits for the policy to come to the swap before it answers
     /// [`LoadError::Busy`]. The swap takes place all the same.
     pub swap_wait: Duration,
+    /// A program that ends up in [`super::compiler::main`]; `None`: policies are compiled in this process.
+    pub compiler: Option<PathBuf>,
 }
 
 impl Default for EngineOptions {
@@ -55,6 +57,7 @@ impl Default for EngineOptions {
         Self {
             debounce: Duration::from_millis(100),
             swap_wait: Duration::from_secs(10),
+            compiler: None,
         }
     }
 }
@@ -108,7 +111,7 @@ impl Engine {
         events: impl Into<Events>,
     ) -> wasmtime::Result<Self> {
         let inner = Inner {
-            shared: EngineShared::new(lookup)?,
+            shared: EngineShared::with_compiler(lookup, options.compiler.clone())?,
             options,
             events: events.into(),
             queues: Queues::default(),

@@ -48,6 +48,7 @@ impl Stepper {
         let queue = Arc::new(Queue::new(&source.name, &source.limits, mask));
         let board = Arc::new(Board::new(reference.clone()));
         let (sender, events) = channel();
+        shared.ticker.stay();
         let worker = Worker::new(Arc::clone(shared), queue, board, sender.into(), running);
         Ok(Self {
             worker,

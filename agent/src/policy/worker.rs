@@ -111,6 +111,7 @@ impl Worker {
 
     /// Works until it is told to stop.
     pub fn run(mut self) {
+        self.shared.ticker.stay();
         self.emit_log();
         loop {
             match self.queue.take() {

@@ -3,30 +3,21 @@
 //! Invariant: questions are answered from snapshots or by messages to the core thread; nothing here decides.
 
 use super::looking::{self, DeviceName};
-use super::options::pressure_groups;
 use super::reel::Reel;
 use super::watch::Alarm;
 use super::{Message, Shared};
-use crate::audit::Entry;
 use crate::config::Config;
 use crate::control::{ErrorCode, Handler, Request, Response, Server};
-use crate::identity::{ScopeRoots, container, layout::Layout};
 use crate::policy::LoadError;
-use crate::sensors::{Scope, SensorHandle, kind_names};
+use crate::sensors::{SensorHandle, kind_names};
 use anyhow::{Context, Result};
-use palisade_core::WorkloadId;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-/// How often the watched cgroups are looked for.
-const ROOTS_EVERY: Duration = Duration::from_secs(1);
-/// And of these looks, every so many also for containers.
-const CONTAINERS_EVERY: u32 = 5;
 /// How long the core thread may take to answer.
 const CORE_PATIENCE: Duration = Duration::from_secs(4);
 
@@ -45,7 +36,6 @@ pub(super) fn serve(
     shared: &Shared,
     messages: &Sender<Message>,
     alarm: &Alarm,
-    layout: &Layout,
 ) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -73,7 +63,6 @@ pub(super) fn serve(
         let why = tokio::select! {
             _ = term.recv() => "SIGTERM",
             _ = int.recv() => "SIGINT",
-            () = follow_roots(config, shared, layout) => "the watch over the roots ended",
             () = stop.notified() => "stopped over the control socket",
             thread = alarm.rung() => anyhow::bail!("the thread '{thread}' ended; the log above says why"),
             result = &mut server => {
@@ -86,78 +75,6 @@ pub(super) fn serve(
         let _ = server.await;
         Ok(why.to_owned())
     })
-}
-
-/// Watched cgroups come and go with their services, each time with another id: looks once a second
-/// and tells the sensors. Never ends.
-async fn follow_roots(config: &Config, shared: &Shared, layout: &Layout) {
-    let ScopeRoots::Below(roots) = &config.watch.scope else {
-        return std::future::pending().await;
-    };
-    let look = || -> Vec<Option<WorkloadId>> {
-        roots
-            .iter()
-            .map(|root| layout.workload_id(root).ok())
-            .collect()
-    };
-    let find = || -> BTreeMap<WorkloadId, String> {
-        container::find(layout, &config.watch.containers)
-            .into_iter()
-            .collect()
-    };
-    // Whatever the sensors were started with: a root may have come anew since.
-    let (mut known, mut containers) = (look(), find());
-    let tell = |ids: &[Option<WorkloadId>], containers: &BTreeMap<WorkloadId, String>| {
-        if let Some(sensors) = shared.sensors.get() {
-            let ids = ids.iter().flatten().chain(containers.keys()).copied();
-            let processes = config.watch.processes.clone();
-            sensors.set_scope(Scope::CgroupsAnd(ids.collect(), processes));
-            sensors.set_pressure(pressure_groups(config, layout));
-        }
-    };
-    tell(&known, &containers);
-    let mut timer = tokio::time::interval(ROOTS_EVERY);
-    let mut turns = 0_u32;
-    loop {
-        timer.tick().await;
-        turns = turns.wrapping_add(1);
-        // Looking for containers walks the whole tree of cgroups: less often.
-        let found = if turns.is_multiple_of(CONTAINERS_EVERY) {
-            find()
-        } else {
-            containers.clone()
-        };
-        let now = look();
-        if now == known && found == containers {
-            continue;
-        }
-        for (id, cgroup) in &found {
-            if !containers.contains_key(id) {
-                let text = format!(
-                    "the container's cgroup {cgroup} is watched, as workload {}",
-                    id.0
-                );
-                tracing::info!("{text}");
-                shared.audit.append(Entry::Note { text });
-            }
-        }
-        for ((root, before), after) in roots.iter().zip(&known).zip(&now) {
-            let text = match (before, after) {
-                (before, after) if before == after => continue,
-                (_, None) => format!(
-                    "the watched cgroup {root} is gone; it is watched again when it comes back"
-                ),
-                (_, Some(id)) => format!(
-                    "the watched cgroup {root} is there anew, as workload {}",
-                    id.0
-                ),
-            };
-            tracing::warn!("{text}");
-            shared.audit.append(Entry::Note { text });
-        }
-        tell(&now, &found);
-        (known, containers) = (now, found);
-    }
 }
 
 impl Handler for Desk {

@@ -14,6 +14,7 @@ mod lookup;
 pub mod options;
 pub mod record;
 mod reel;
+mod roots;
 mod sink;
 mod tape;
 mod watch;
@@ -33,6 +34,7 @@ use looking::Looking;
 use palisade_abi::Kind;
 use palisade_core::Core;
 use reel::Reel;
+use roots::Follower;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -100,8 +102,12 @@ fn programs_and_layout() -> Result<(&'static [u8], Layout)> {
     Ok((object, layout))
 }
 
+/// This very binary, also after its file was replaced.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// Guards this host until SIGTERM or SIGINT.
 pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
+    crate::memory::keep_little();
     let (object, layout) = programs_and_layout()?;
     let _lock = control::lock(&config.paths.run_dir).map_err(|error| match error {
         LockError::Held { .. } => coded(exit::AGENT, error),
@@ -241,7 +247,10 @@ fn guard(
     let events = messages.clone();
     let intake = shared.intake.clone();
     let engine = Engine::new(
-        EngineOptions::default(),
+        EngineOptions {
+            compiler: Some(PathBuf::from(OWN_PROGRAM)),
+            ..EngineOptions::default()
+        },
         lookup,
         Events::new(move |event| {
             if !matches!(event, PolicyEvent::Output { .. }) || intake.offer() {
@@ -309,7 +318,8 @@ fn guard(
         policies = config.policies.len(),
         "guarding; to look: palisade status; to stop: SIGTERM"
     );
-    let served = answer::serve(config, shared, messages, alarm, layout);
+    let served = follow_roots(config, layout, shared, handle.clone(), alarm)
+        .and_then(|_following| answer::serve(config, shared, messages, alarm));
     handle.stop();
     let _ = thread.join();
     served
@@ -322,6 +332,33 @@ fn record_to(path: &Path, config: &Config) -> (Reel, Option<Tape>) {
         Ok(tape) => (Reel::new(path, Ok(tape.recorder())), Some(tape)),
         Err(error) => (Reel::new(path, Err(format!("{error:#}"))), None),
     }
+}
+
+/// Has the sensors told which of the watched cgroups and containers are there, and the log of changes.
+fn follow_roots(
+    config: &Config,
+    layout: &Layout,
+    shared: &Shared,
+    sensors: SensorHandle,
+    alarm: &Alarm,
+) -> Result<Follower> {
+    let audit = shared.audit.clone();
+    // Rings when the thread ends; where the whole host is watched there is none.
+    let guard = (config.watch.scope != ScopeRoots::All).then(|| alarm.guard("roots"));
+    Follower::start(config, layout, move |change| {
+        let _ = &guard;
+        sensors.set_scope(change.scope);
+        sensors.set_pressure(change.pressure);
+        for text in &change.warnings {
+            tracing::warn!("{text}");
+        }
+        for text in &change.news {
+            tracing::info!("{text}");
+        }
+        for text in change.news.into_iter().chain(change.warnings) {
+            audit.append(Entry::Note { text });
+        }
+    })
 }
 
 /// Ends the policies' threads whatever happens.

@@ -6,7 +6,7 @@ use crate::identity::{
     layout::{Flavour, Layout},
 };
 use crate::policy::{Limits, PolicySource};
-use crate::sensors::{Scope, SensorOptions, WatchedDevice};
+use crate::sensors::{Scope, SensorOptions, WatchedDevice, WatchedProcesses};
 use palisade_abi::ANY_MINOR;
 use palisade_core::{ProtectError, ProtectList, WorkloadId};
 use std::path::PathBuf;
@@ -94,40 +94,21 @@ pub fn policy_source(policy: &PolicyConfig) -> PolicySource {
     }
 }
 
-/// The watched cgroups and containers that are there and have pressure files: those of the v2 tree.
-/// Where the whole host is watched, the host alone.
-pub fn pressure_groups(config: &Config, layout: &Layout) -> Vec<(WorkloadId, PathBuf)> {
-    match &config.watch.scope {
-        ScopeRoots::Below(roots) if layout.flavour == Flavour::V2 => {
-            watched_cgroups(config, roots, layout)
-                .map(|(id, cgroup)| (id, layout.id_dir(&cgroup)))
-                .collect()
-        }
-        _ => Vec::new(),
-    }
-}
-
-/// Of the cgroups and containers that are watched, those that are there.
-fn watched_cgroups(
-    config: &Config,
-    roots: &[String],
+/// Of the watched cgroups that are there, those that have pressure files: in the v2 tree.
+pub(super) fn pressure_of(
+    cgroups: &[(WorkloadId, String)],
     layout: &Layout,
-) -> impl Iterator<Item = (WorkloadId, String)> {
-    let there = |root: &String| Some((layout.workload_id(root).ok()?, root.clone()));
-    let roots: Vec<_> = roots.iter().filter_map(there).collect();
-    roots
-        .into_iter()
-        .chain(container::find(layout, &config.watch.containers))
+) -> Vec<(WorkloadId, PathBuf)> {
+    let cgroups = cgroups.iter().filter(|_| layout.flavour == Flavour::V2);
+    cgroups
+        .map(|(id, cgroup)| (*id, layout.id_dir(cgroup)))
+        .collect()
 }
 
-/// Whose events are recorded at this moment: of the cgroups and containers that are watched, those
-/// that are there.
-pub fn scope_now(config: &Config, layout: &Layout) -> Scope {
-    let ScopeRoots::Below(roots) = &config.watch.scope else {
-        return Scope::All;
-    };
-    let ids = watched_cgroups(config, roots, layout).map(|(id, _)| id);
-    Scope::CgroupsAnd(ids.collect(), config.watch.processes.clone())
+/// Whose events are recorded, given the watched cgroups that are there.
+pub(super) fn scope_of(cgroups: &[(WorkloadId, String)], processes: &WatchedProcesses) -> Scope {
+    let ids = cgroups.iter().map(|(id, _)| *id).collect();
+    Scope::CgroupsAnd(ids, processes.clone())
 }
 
 /// What the sensors need. Fails if a watched cgroup went away since the configuration was read.
@@ -136,14 +117,23 @@ pub fn sensor_options(
     layout: &Layout,
     kinds: u64,
 ) -> std::io::Result<SensorOptions> {
-    if let ScopeRoots::Below(roots) = &config.watch.scope {
-        for root in roots {
-            layout.workload_id(root).map_err(|error| {
-                std::io::Error::new(error.kind(), format!("the watched cgroup {root}: {error}"))
-            })?;
+    let (scope, pressure) = match &config.watch.scope {
+        ScopeRoots::All => (Scope::All, Vec::new()),
+        ScopeRoots::Below(roots) => {
+            let mut cgroups = container::find(layout, &config.watch.containers, &mut |_| {});
+            for root in roots {
+                let id = layout.workload_id(root).map_err(|error| {
+                    let text = format!("the watched cgroup {root}: {error}");
+                    std::io::Error::new(error.kind(), text)
+                })?;
+                cgroups.push((id, root.clone()));
+            }
+            (
+                scope_of(&cgroups, &config.watch.processes),
+                pressure_of(&cgroups, layout),
+            )
         }
-    }
-    let scope = scope_now(config, layout);
+    };
     let devices = config
         .devices
         .iter()
@@ -168,7 +158,7 @@ pub fn sensor_options(
         model_min_bytes: config.watch.model_min_bytes,
         cgroup_v2: layout.flavour == Flavour::V2,
         nodes: None,
-        pressure: pressure_groups(config, layout),
+        pressure,
         avoid: config.sensors.avoid.clone(),
         cuda_library: config.sensors.cuda_library.clone(),
     })

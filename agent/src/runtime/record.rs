@@ -4,14 +4,15 @@
 //! touched, so that it runs beside an agent; its eBPF programs and maps are its own. It ends in order at a
 //! signal, after the time, or when the file cannot be written.
 
+use super::roots::Follower;
 use super::tape::Tape;
 use super::{LIFE, named, options, programs_and_layout};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::exit::{self, coded};
-use crate::identity::{self, Tables, layout::Layout};
+use crate::identity::{self, Tables};
 use crate::recording::Progress;
-use crate::sensors::{AttachReport, Scope, SensorHandle, Sensors, Sink};
+use crate::sensors::{AttachReport, Sensors, Sink};
 use anyhow::{Context, Result};
 use palisade_abi::{FileKey, Lost, kind};
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How often progress is shown and roots are looked for.
+/// How often progress is shown.
 const TURN: Duration = Duration::from_millis(500);
 
 /// What to record.
@@ -56,6 +57,7 @@ pub fn record(
     options: &RecordOptions,
     show: &mut dyn FnMut(&Recorded),
 ) -> Result<Recorded> {
+    crate::memory::keep_little();
     let (object, layout) = programs_and_layout()?;
     let sensor_options = options::sensor_options(config, &layout, options.kinds | LIFE)
         .map_err(|error| coded(exit::CONFIG, error))?;
@@ -85,13 +87,17 @@ pub fn record(
         kinds,
         report: handle.report(),
     };
-    let mut roots = Roots::new(config, &layout);
+    let sensors = handle.clone();
+    let roots = Follower::start(config, &layout, move |change| {
+        sensors.set_scope(change.scope);
+        sensors.set_pressure(change.pressure);
+    })?;
     let waited = wait(options.limit, || {
-        roots.follow(&handle);
         let state = state(began.elapsed(), BTreeMap::new());
         show(&state);
-        !state.progress.failed && !thread.is_finished()
+        !state.progress.failed && !thread.is_finished() && !roots.has_ended()
     });
+    drop(roots);
     let elapsed = began.elapsed();
     handle.stop();
     let (result, kinds) = thread
@@ -133,32 +139,6 @@ fn wait(limit: Option<Duration>, mut turn: impl FnMut() -> bool) -> Result<()> {
             }
         }
     })
-}
-
-/// The watched cgroups and containers, which come and go with their services, each time with another id.
-struct Roots<'a> {
-    config: &'a Config,
-    layout: &'a Layout,
-    known: Scope,
-}
-
-impl<'a> Roots<'a> {
-    fn new(config: &'a Config, layout: &'a Layout) -> Self {
-        Self {
-            config,
-            layout,
-            known: options::scope_now(config, layout),
-        }
-    }
-
-    fn follow(&mut self, sensors: &SensorHandle) {
-        let now = options::scope_now(self.config, self.layout);
-        if now != self.known {
-            sensors.set_scope(now.clone());
-            sensors.set_pressure(options::pressure_groups(self.config, self.layout));
-            self.known = now;
-        }
-    }
 }
 
 struct RecordSink {

@@ -3,18 +3,21 @@
 //! Invariants:
 //! - A hook is attached while, and only while, a wanted kind needs it.
 //! - Why a rung failed is never dropped: it is in the report, with the verifier's last lines.
+//! - What the kernel lacks is tried once.
 
 use super::{
     SensorError, Way,
     hooks::{self, Hook, Rung},
     ladder,
-    links::{Attached, Attacher},
+    links::{Attached, Attacher, Types},
     offsets::{Group, Missing},
+    places::Places,
+    program_info,
     tracefs::TracefsError,
 };
-use aya::{Btf, Ebpf, programs::ProgramError};
+use aya::{Ebpf, programs::ProgramError};
 use serde::Serialize;
-use std::{fs, io, os::fd::AsFd, os::fd::AsRawFd, path::PathBuf};
+use std::{io, path::PathBuf};
 
 /// Lines of the verifier's log that are worth showing.
 const VERIFIER_LINES: usize = 12;
@@ -96,8 +99,7 @@ struct Slot {
 pub(super) struct Hooks {
     slots: Vec<Slot>,
     missing: Vec<Missing>,
-    /// The kernel's types, until the first use: megabytes that are needed for moments.
-    btf: Option<Btf>,
+    places: Places,
     avoid: Vec<Way>,
     cuda_library: Option<PathBuf>,
     kinds: u64,
@@ -115,7 +117,7 @@ impl Hooks {
     /// Nothing is attached yet. `missing` are the members that the kernel's BTF lacks; for the
     /// others see [`super::SensorOptions`].
     pub(super) fn new(
-        btf: Btf,
+        places: Places,
         missing: Vec<Missing>,
         avoid: Vec<Way>,
         cuda_library: Option<PathBuf>,
@@ -131,7 +133,7 @@ impl Hooks {
         Self {
             slots,
             missing,
-            btf: Some(btf),
+            places,
             avoid,
             cuda_library,
             kinds: 0,
@@ -150,36 +152,28 @@ impl Hooks {
         }
     }
 
-    /// Attaches what `kinds` needs. Failures are kept for the report.
+    /// Attaches what `kinds` needs. Failures are kept, for the report and so that a place that the
+    /// kernel lacks is not tried again.
     pub(super) fn attach(&mut self, ebpf: &mut Ebpf, kinds: u64) {
         self.kinds = kinds;
         let due = |slot: &Slot| slot.hook.kinds & kinds != 0 && slot.attached.is_none();
-        if !self.slots.iter().any(due) {
-            return;
-        }
-        let btf = match self.btf.take().map_or_else(Btf::from_sys_fs, Ok) {
-            Ok(btf) => btf,
-            Err(error) => {
-                let detail = chain(&error);
-                for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
-                    let failed = slot.hook.rungs.iter().map(|rung| {
-                        let detail = detail.clone();
-                        (*rung, SensorError::Object { detail })
-                    });
-                    slot.failed = failed.collect();
-                }
-                return;
-            }
-        };
+        // Read by the first rung that needs it.
+        let types = Types::new(&self.places);
+        let mut tried = false;
         for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
-            slot.failed.clear();
+            let hook = slot.hook;
+            slot.failed.retain(|(rung, _)| !may_come(hook, *rung));
             for rung in slot.hook.rungs {
+                if slot.failed.iter().any(|(failed, _)| failed == rung) {
+                    continue;
+                }
+                tried = true;
                 let lacking = self.missing.iter().find(|missing| {
                     missing.group == Group::Identity || slot.hook.groups.contains(&missing.group)
                 });
                 let mut attacher = Attacher {
                     ebpf,
-                    btf: &btf,
+                    types: &types,
                     cuda_library: self.cuda_library.as_deref(),
                     loaded: &mut slot.loaded,
                 };
@@ -199,8 +193,10 @@ impl Hooks {
                 }
             }
         }
-        drop(btf);
-        crate::memory::give_back();
+        drop(types);
+        if tried {
+            crate::memory::give_back();
+        }
     }
 
     /// The state of every hook.
@@ -245,11 +241,7 @@ impl Hooks {
             let (rung, _) = slot.attached.as_ref()?;
             Some((slot.hook, rung.programs()))
         });
-        let told = |program: &str| {
-            let fd = ebpf.program(program)?.fd().ok()?.as_fd().as_raw_fd();
-            let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-            Some(parse_runs(&text))
-        };
+        let told = |program: &str| program_info::runs(ebpf.program(program)?.fd().ok()?);
         attached
             .filter_map(|(hook, mut programs)| {
                 let sum = ProgramRuns {
@@ -260,9 +252,9 @@ impl Hooks {
                 programs.try_fold(sum, |sum, program| {
                     let one = told(program)?;
                     Some(ProgramRuns {
-                        runs: sum.runs + one.runs,
-                        run_ns: sum.run_ns + one.run_ns,
-                        skipped: sum.skipped + one.skipped,
+                        runs: sum.runs + one.run_cnt,
+                        run_ns: sum.run_ns + one.run_time_ns,
+                        skipped: sum.skipped + one.recursion_misses,
                         ..sum
                     })
                 })
@@ -276,20 +268,13 @@ fn leaves_out(avoid: &[Way], hook: &Hook, rung: Rung) -> bool {
     avoid.contains(&rung.way()) && hook.rungs.iter().any(|it| !avoid.contains(&it.way()))
 }
 
-/// Reads the numbers of a program's `fdinfo`; what an older kernel does not tell is 0.
-fn parse_runs(fdinfo: &str) -> ProgramRuns {
-    let value = |name: &str| {
-        fdinfo
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-            .unwrap_or(0)
-    };
-    ProgramRuns {
-        hook: String::new(),
-        kinds: 0,
-        runs: value("run_cnt:"),
-        run_ns: value("run_time_ns:"),
-        skipped: value("recursion_misses:"),
+/// Whether what a rung needs may come while the agent runs: a library that is installed, a driver's
+/// module that is loaded. The kernel itself stays what it is.
+fn may_come(hook: &Hook, rung: Rung) -> bool {
+    match rung {
+        Rung::Uprobe { .. } => true,
+        Rung::Raw { .. } => hook.optional,
+        _ => false,
     }
 }
 
@@ -336,18 +321,5 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 impl From<TracefsError> for SensorError {
     fn from(error: TracefsError) -> Self {
         SensorError::Tracefs(error)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fdinfo_is_read_and_older_kernels_tell_less() {
-        let text = "pos:\t0\nprog_type:\t5\nrun_time_ns:\t900\nrun_cnt:\t3\nrecursion_misses:\t2\n";
-        let runs = parse_runs(text);
-        assert_eq!((runs.runs, runs.run_ns, runs.skipped), (3, 900, 2));
-        assert_eq!(parse_runs("prog_type:\t5\n"), ProgramRuns::default());
     }
 }

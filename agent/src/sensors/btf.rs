@@ -6,19 +6,20 @@
 use std::collections::HashMap;
 use thiserror::Error;
 
-const MAGIC: u16 = 0xeb9f;
-const HEADER_BYTES: usize = 24;
+pub(super) const MAGIC: u16 = 0xeb9f;
+pub(super) const HEADER_BYTES: usize = 24;
 
 const KIND_INT: u32 = 1;
+pub(super) const KIND_POINTER: u32 = 2;
 const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
-const KIND_TYPEDEF: u32 = 8;
+pub(super) const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
 const KIND_RESTRICT: u32 = 11;
-const KIND_FUNC: u32 = 12;
+pub(super) const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_VAR: u32 = 14;
 const KIND_DATASEC: u32 = 15;
@@ -160,6 +161,16 @@ impl Btf {
         }
     }
 
+    /// Ids and names of the types of one kind, in the order of their ids.
+    pub(super) fn of_kind(&self, kind: u32) -> impl Iterator<Item = (u32, &[u8])> {
+        let types = self.types.iter().enumerate().skip(1);
+        types.filter_map(move |(id, at)| {
+            let is_one = matches!(self.info(*at), Ok((found, _)) if found == kind);
+            let name = is_one.then(|| self.word(*at).ok())??;
+            Some((id as u32, self.string_bytes(name)?))
+        })
+    }
+
     fn find_member(&self, id: u32, name: &str, depth: u32) -> Option<(u32, u32)> {
         let at = *self.types.get(self.resolve(id)? as usize)?;
         let (kind, length) = self.info(at).ok()?;
@@ -241,7 +252,7 @@ fn trailing_bytes(kind: u32, length: u32) -> Result<usize, BtfError> {
         KIND_ARRAY => 12,
         KIND_STRUCT | KIND_UNION | KIND_DATASEC | KIND_ENUM64 => 12 * length,
         KIND_ENUM | KIND_FUNC_PROTO => 8 * length,
-        2 | 7..=KIND_FUNC | 16 | KIND_TYPE_TAG => 0,
+        KIND_POINTER | 7..=KIND_FUNC | 16 | KIND_TYPE_TAG => 0,
         other => return Err(BtfError::UnknownKind(other)),
     })
 }

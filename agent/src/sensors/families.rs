@@ -16,10 +16,10 @@ use aya::{
 };
 use bytemuck::Pod;
 use palisade_abi::{
-    Counters, CountersKey, CudaCounters, FaultCounters, GpuCommandCounters, GpuCommandKey,
-    GpuCounters, GpuCountersKey, HISTOGRAM_BUCKETS, Histogram, HistogramCounters, HistogramKey,
-    Kind, NetCounters, ReadCounters, ReadKey, ReclaimCounters, SampleCpu, SampleCuda, SampleFaults,
-    SampleGpu, SampleGpuCommand, SampleInference, SampleMaps, SampleNet, SampleReads,
+    CounterFamily, Counters, CountersKey, CudaCounters, FaultCounters, GpuCommandCounters,
+    GpuCommandKey, GpuCounters, GpuCountersKey, HISTOGRAM_BUCKETS, Histogram, HistogramCounters,
+    HistogramKey, Kind, NetCounters, ReadCounters, ReadKey, ReclaimCounters, SampleCpu, SampleCuda,
+    SampleFaults, SampleGpu, SampleGpuCommand, SampleInference, SampleMaps, SampleNet, SampleReads,
     SampleReclaim, SampleSched, SampleSyscalls, SyscallCounters,
 };
 
@@ -92,7 +92,7 @@ fn family<K, V>(
 ) -> Result<Box<dyn Collect>, SensorError>
 where
     K: Key + std::fmt::Debug + 'static,
-    V: Pod + PartialEq + Send + std::fmt::Debug + 'static,
+    V: Pod + PartialEq + Send + std::fmt::Debug + CounterFamily + 'static,
 {
     let map: PerCpuHashMap<MapData, Plain<K>, Plain<V>> = take(ebpf, map)?;
     let kinds = kinds.iter().fold(0, |bits, kind| bits | kind.bit());

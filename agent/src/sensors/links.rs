@@ -5,9 +5,16 @@
 //! - The program at a call's return is attached before the one at its entry, and detached after
 //!   it: whoever is seen to enter is also seen to return.
 
-use super::{SensorError, attach::explain, cuda, hooks::Rung, tracefs};
+use super::{
+    SensorError,
+    attach::{chain, explain},
+    cuda,
+    hooks::Rung,
+    places::Places,
+    tracefs,
+};
 use aya::{
-    Btf, Ebpf,
+    Btf, Ebpf, Endianness,
     programs::{
         BtfTracePoint, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, UProbe,
         fexit::FExitLinkId,
@@ -18,7 +25,7 @@ use aya::{
         uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope},
     },
 };
-use std::path::Path;
+use std::{cell::OnceCell, path::Path};
 
 enum Link {
     Btf(BtfTracePointLinkId),
@@ -37,10 +44,36 @@ pub(super) struct Attached {
     links: Vec<(&'static str, Link)>,
 }
 
+/// The kernel's types as aya takes them, made when the first rung asks.
+pub(super) struct Types<'a> {
+    places: &'a Places,
+    btf: OnceCell<Btf>,
+}
+
+impl<'a> Types<'a> {
+    pub(super) fn new(places: &'a Places) -> Self {
+        Self {
+            places,
+            btf: OnceCell::new(),
+        }
+    }
+
+    fn get(&self) -> Result<&Btf, SensorError> {
+        if let Some(btf) = self.btf.get() {
+            return Ok(btf);
+        }
+        let btf = Btf::parse(&self.places.section(), Endianness::default());
+        let btf = btf.map_err(|error| SensorError::Object {
+            detail: chain(&error),
+        })?;
+        Ok(self.btf.get_or_init(|| btf))
+    }
+}
+
 /// What attaching needs.
 pub(super) struct Attacher<'a> {
     pub ebpf: &'a mut Ebpf,
-    pub btf: &'a Btf,
+    pub types: &'a Types<'a>,
     /// See [`super::SensorOptions::cuda_library`].
     pub cuda_library: Option<&'a Path>,
     /// The hook's programs that are loaded already.
@@ -81,7 +114,6 @@ impl Attacher<'_> {
     }
 
     fn attach_each(&mut self, rung: Rung, to: &mut Attached) -> Result<(), SensorError> {
-        let btf = self.btf;
         let mut add = |name, link: Result<Link, ProgramError>| {
             to.links
                 .push((name, link.map_err(|error| explain(name, error))?));
@@ -89,7 +121,8 @@ impl Attacher<'_> {
         };
         match rung {
             Rung::Btf { program, point } => {
-                let loaded = program!(self, program, BtfTracePoint, |it| it.load(point, btf));
+                let loaded = program!(self, program, BtfTracePoint, |it| it
+                    .load(point, self.types.get()?));
                 add(program, loaded.attach().map(Link::Btf))
             }
             Rung::Raw { program, point } => {
@@ -97,7 +130,8 @@ impl Attacher<'_> {
                 add(program, loaded.attach(point).map(Link::Raw))
             }
             Rung::Fexit { program, function } => {
-                let loaded = program!(self, program, FExit, |it| it.load(function, btf));
+                let loaded = program!(self, program, FExit, |it| it
+                    .load(function, self.types.get()?));
                 add(program, loaded.attach().map(Link::Fexit))
             }
             Rung::Kretprobe {

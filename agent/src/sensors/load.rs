@@ -13,6 +13,7 @@ use super::{
     net_offsets::{resolve_net, resolve_pci},
     offsets::{self, Group},
     pids::{Pids, resolve_exec},
+    places::Places,
     pod::Plain,
     pressure::Pressure,
     reads_offsets::resolve_reads,
@@ -21,11 +22,12 @@ use super::{
     window::Collect,
 };
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader,
+    Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf},
 };
 use palisade_abi::{
-    ANY_MINOR, Config, CpuLosses, DeviceKey, DeviceRule, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES,
+    ANY_MINOR, Added, Config, CpuLosses, DeviceKey, DeviceRule, MAX_DEVICE_CLASSES,
+    MODEL_SUFFIX_BYTES,
 };
 use std::{io, sync::Arc, time::Duration};
 
@@ -40,6 +42,7 @@ pub(super) struct Maps {
     pub config: Array<MapData, Plain<Config>>,
     pub roots: HashMap<MapData, u64, u32>,
     pub losses: PerCpuHashMap<MapData, u64, Plain<CpuLosses>>,
+    pub added: Array<MapData, Plain<Added>>,
 }
 
 /// Loaded programs, some of them attached.
@@ -93,6 +96,7 @@ impl Sensors {
         missing.extend(reads_missing);
         let (exec, exec_missing) = resolve_exec(&types);
         missing.extend(exec_missing);
+        let places = Places::find(&types);
         drop(types);
         if let Some(missing) = missing
             .iter()
@@ -102,9 +106,6 @@ impl Sensors {
                 member: missing.member.clone(),
             });
         }
-        let btf = Btf::from_sys_fs().map_err(|error| SensorError::Object {
-            detail: chain(&error),
-        })?;
         let (offsets, net, pci) = (Plain(offsets), Plain(net), Plain(pci));
         let cpu = Plain(cpu);
         let (reads, exec) = (Plain(reads), Plain(exec));
@@ -117,7 +118,8 @@ impl Sensors {
             .unwrap_or(1);
         let mut loader = EbpfLoader::new();
         loader
-            .btf(Some(&btf))
+            // The programs have no offsets to be fixed up: they are given them.
+            .btf(None)
             .override_global("OFFSETS", &offsets, true)
             .override_global("OFFSETS_CPU", &cpu, true)
             .override_global("OFFSETS_READS", &reads, true)
@@ -126,6 +128,7 @@ impl Sensors {
             .override_global("OFFSETS_PCI", &pci, true)
             .map_max_entries("EVENTS", ring_bytes)
             .map_max_entries("SOCKETS", options.max_processes.saturating_mul(4))
+            .map_max_entries("READ_FDS", read_fds(possible_cpus()?))
             .map_max_entries(
                 "GPU_COUNTERS",
                 options.max_processes.saturating_mul(classes.min(4)),
@@ -139,6 +142,7 @@ impl Sensors {
             config: take(&mut ebpf, "CONFIG")?,
             roots: take(&mut ebpf, "ROOTS")?,
             losses: take(&mut ebpf, "LOSSES")?,
+            added: take(&mut ebpf, "ADDED")?,
         };
         fill(&mut ebpf, &mut maps, &options)?;
         let under_way = UnderWay::new(&mut ebpf)?;
@@ -147,7 +151,7 @@ impl Sensors {
             ring: take(&mut ebpf, "EVENTS")?,
             families: families::all(&mut ebpf)?,
             pids: Pids::new(&mut ebpf, &options.devices)?,
-            hooks: Hooks::new(btf, missing, options.avoid, options.cuda_library),
+            hooks: Hooks::new(places, missing, options.avoid, options.cuda_library),
             ebpf,
             maps,
             under_way,
@@ -254,6 +258,15 @@ impl Sensors {
             .set(0, Plain(self.switches), 0)
             .map_err(|error| map_error("CONFIG", &error))
     }
+}
+
+/// Room for what descriptors are. So many of them are read at once on so many CPUs; one that is pushed
+/// out is only looked at again.
+fn read_fds(cpus: usize) -> u32 {
+    u32::try_from(cpus)
+        .unwrap_or(u32::MAX)
+        .saturating_mul(512)
+        .clamp(4096, 16_384)
 }
 
 fn check(options: &SensorOptions) -> Result<(), SensorError> {

@@ -1,13 +1,19 @@
 //! Losses: differences of what the kernel counted, as `LOST` records.
 
-use super::{attach::ProgramRuns, pod::Plain};
-use aya::maps::{MapData, PerCpuHashMap};
+use super::{
+    attach::ProgramRuns,
+    map_batch::{self, Batch, Unsupported},
+    pod::Plain,
+};
+use aya::maps::{IterableMap as _, MapData, PerCpuHashMap};
 use palisade_abi::{CpuLosses, Header, LOSS_HOOK_SKIPPED, LOSS_SOURCES, Lost, Record};
 use std::collections::HashMap;
 
 /// What was told so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Losses {
+    /// `None` where the kernel cannot.
+    batch: Option<Batch<u64, CpuLosses>>,
     told: HashMap<u64, CpuLosses>,
     skipped: HashMap<String, u64>,
     /// Records lost since the start, by [`LOSS_SOURCES`].
@@ -23,6 +29,16 @@ struct What {
 }
 
 impl Losses {
+    /// Nothing was told yet. `cpus`: possible CPUs.
+    pub(super) fn new(cpus: usize) -> Self {
+        Self {
+            batch: Some(Batch::new(cpus)),
+            told: HashMap::new(),
+            skipped: HashMap::new(),
+            totals: [0; LOSS_SOURCES.len()],
+        }
+    }
+
     /// `LOST` records for what was lost since the last call.
     pub(super) fn collect(
         &mut self,
@@ -31,14 +47,20 @@ impl Losses {
         now_ns: u64,
         out: &mut Vec<Record>,
     ) {
-        for (workload, cpus) in map.iter().filter_map(Result::ok) {
-            let mut sum = CpuLosses::default();
-            for cpu in cpus.iter() {
-                for (total, count) in sum.counts.iter_mut().zip(cpu.0.counts) {
-                    *total = total.wrapping_add(count);
+        let mut batch = self.batch.take();
+        let read = batch.as_mut().map(|batch| {
+            batch.read(map.map().fd(), |workload, cpus| {
+                self.workload(*workload, map_batch::sum(cpus), now_ns, out);
+            })
+        });
+        match read {
+            Some(Ok(_)) => self.batch = batch,
+            Some(Err(Unsupported)) | None => {
+                for (workload, cpus) in map.iter().filter_map(Result::ok) {
+                    let cpus: Vec<CpuLosses> = cpus.iter().map(|cpu| cpu.0).collect();
+                    self.workload(workload, map_batch::sum(&cpus), now_ns, out);
                 }
             }
-            self.workload(workload, sum, now_ns, out);
         }
         self.skipped(runs, now_ns, out);
     }
@@ -105,7 +127,7 @@ mod tests {
 
     #[test]
     fn only_differences_are_told_and_by_workload_and_source() {
-        let mut losses = Losses::default();
+        let mut losses = Losses::new(1);
         let mut out = Vec::new();
         losses.workload(
             7,
@@ -144,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_skipped_program_is_told_with_the_kinds_that_it_feeds() {
-        let mut losses = Losses::default();
+        let mut losses = Losses::new(1);
         let mut out = Vec::new();
         let run = |hook: &str, kinds, skipped| ProgramRuns {
             hook: hook.to_owned(),

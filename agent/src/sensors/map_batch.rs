@@ -59,13 +59,14 @@ impl<K: Pod, V: Pod> Batch<K, V> {
         self.values.resize(entries * self.cpus, V::zeroed());
     }
 
-    /// Hands over every entry: its key, and one value a CPU. Ends early if the kernel reports an
-    /// error half-way; counters are free-running, so the rest is told in the next window.
+    /// Hands over every entry: its key, and one value a CPU. Whether it came to the end: if the
+    /// kernel reports an error half-way, the rest is told in the next window, for counters are
+    /// free-running.
     pub(super) fn read(
         &mut self,
         map: &impl AsFd,
         mut each: impl FnMut(&K, &[V]),
-    ) -> Result<(), Unsupported> {
+    ) -> Result<bool, Unsupported> {
         if self.keys.is_empty() {
             self.make_room(ENTRIES);
         }
@@ -107,14 +108,14 @@ impl<K: Pod, V: Pod> Batch<K, V> {
                     continue;
                 }
                 Some(Errno::EINVAL | Errno::EOPNOTSUPP) if first => return Err(Unsupported),
-                Some(_) => return Ok(()),
+                Some(_) => return Ok(false),
             };
             let values = self.values.chunks_exact(self.cpus);
             for (key, values) in self.keys.iter().zip(values).take(got) {
                 each(key, values);
             }
             if error.is_some() {
-                return Ok(());
+                return Ok(true);
             }
             (bookmark, first) = (next, false);
         }

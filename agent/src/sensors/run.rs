@@ -11,6 +11,7 @@ use super::{
     attach::{AttachReport, ProgramRuns},
     boot_now_ns,
     drain::{Entry, decode},
+    load::possible_cpus,
     losses::Losses,
     pids::own_start_ns,
     window::{Told, Windows},
@@ -201,7 +202,7 @@ impl Sensors {
             read_some: false,
             look_at_runs: 0,
             windows: Windows::new(std::mem::take(&mut self.families)),
-            losses: Losses::default(),
+            losses: Losses::new(possible_cpus()?),
             stats: SensorStats::default(),
         };
         let mut deadline = boot_now_ns() + window;
@@ -345,6 +346,7 @@ impl Sensors {
         turn.windows.collect(&mut Told {
             now_ns,
             wanted: self.wanted,
+            added: self.maps.added.get(&0, 0).ok().map(|added| added.0),
             records: &mut records,
         });
         if self.wanted & Kind::SamplePressure.bit() == 0 {

@@ -3,12 +3,13 @@
 //! Invariants:
 //! - Counters are never reset, only subtracted; a difference is told in exactly one window.
 //! - An ended process's entry goes after a grace period, so that its last counts are told first.
+//! - A map in which nothing was made is not read: walking its buckets is most of what an idle window costs.
 
 use super::map_batch::{self, Batch, Unsupported};
 use super::pod::Plain;
 use aya::maps::{IterableMap as _, MapData, PerCpuHashMap};
 use bytemuck::Pod;
-use palisade_abi::{Body, Header, Kind, Record};
+use palisade_abi::{Added, Body, CounterFamily, Header, Kind, Record};
 use std::{collections::HashMap, fmt::Debug, fs, hash::Hash, slice};
 
 /// Windows between a process's end and the removal of its entries.
@@ -16,6 +17,8 @@ const GRACE_WINDOWS: u64 = 2;
 /// Entries without a change for this many windows are looked up in /proc: their process's end may
 /// have been lost, or have come before the programs were attached.
 const IDLE_WINDOWS: u64 = 64;
+/// While they stay without one, each look comes after twice the time of the one before, up to this.
+const IDLE_WINDOWS_MAX: u64 = 64 << 8;
 
 /// A process, as both kinds of key name it: pid and start in nanoseconds.
 pub(super) type Process = (u32, u64);
@@ -34,6 +37,8 @@ pub(super) struct Told<'a> {
     pub now_ns: u64,
     /// Bits of the kinds that are wanted.
     pub wanted: u64,
+    /// Entries that the kernel made by now; `None`: not known.
+    pub added: Option<Added>,
     pub records: &'a mut Vec<Record>,
 }
 
@@ -98,9 +103,11 @@ pub(super) struct Collector<K: Key, V: Pod> {
     tell: fn(&K, &V, &mut Told<'_>),
     /// `None` where the kernel cannot.
     batch: Option<Batch<K, V>>,
+    /// Entries that the kernel had made when the map was last read to its end.
+    added: Option<u64>,
 }
 
-impl<K: Key + Debug, V: Pod + PartialEq + Debug> Collector<K, V> {
+impl<K: Key + Debug, V: Pod + PartialEq + Debug + CounterFamily> Collector<K, V> {
     pub(super) fn new(
         map: PerCpuHashMap<MapData, Plain<K>, Plain<V>>,
         kinds: u64,
@@ -113,6 +120,7 @@ impl<K: Key + Debug, V: Pod + PartialEq + Debug> Collector<K, V> {
             table: Table::new(),
             tell,
             batch: Some(Batch::new(cpus)),
+            added: None,
         }
     }
 
@@ -133,12 +141,19 @@ impl<K: Key + Debug, V: Pod + Debug> Debug for Collector<K, V> {
     }
 }
 
-impl<K: Key + Debug, V: Pod + PartialEq + Send + Debug> Collect for Collector<K, V> {
+impl<K: Key + Debug, V: Pod + PartialEq + Send + Debug + CounterFamily> Collect
+    for Collector<K, V>
+{
     fn kinds(&self) -> u64 {
         self.kinds
     }
 
     fn collect(&mut self, window: u64, told: &mut Told<'_>) {
+        let added = told.added.map(|added| added.counts[V::FAMILY]);
+        // Read before the map: what is made meanwhile counts for the next window.
+        if added.is_some() && added == self.added && self.table.seen.is_empty() {
+            return;
+        }
         let (table, tell) = (&mut self.table, self.tell);
         let mut observe = |key: &K, sum: V| {
             if let Some(difference) = table.observe(*key, sum, window) {
@@ -148,7 +163,10 @@ impl<K: Key + Debug, V: Pod + PartialEq + Send + Debug> Collect for Collector<K,
         if let Some(batch) = &mut self.batch {
             let fd = self.map.map().fd();
             match batch.read(fd, |key, cpus| observe(key, map_batch::sum(cpus))) {
-                Ok(()) => return,
+                Ok(whole) => {
+                    self.added = added.filter(|_| whole);
+                    return;
+                }
                 Err(Unsupported) => self.batch = None,
             }
         }
@@ -175,8 +193,8 @@ struct Seen<V> {
     sum: V,
     /// Window of the last change.
     changed: u64,
-    /// Window of the last look into /proc.
-    checked: u64,
+    /// Window of the next look into /proc, unless there is a change before.
+    check: u64,
 }
 
 /// What one counter map held at the last window's end.
@@ -197,7 +215,7 @@ impl<K: Key, V: Pod + PartialEq> Table<K, V> {
         let before = self.seen.entry(key).or_insert_with(|| Seen {
             sum: V::zeroed(),
             changed: window,
-            checked: window,
+            check: window + IDLE_WINDOWS,
         });
         if before.sum == sum {
             return None;
@@ -209,7 +227,7 @@ impl<K: Key, V: Pod + PartialEq> Table<K, V> {
         {
             *word = word.wrapping_sub(*old);
         }
-        (before.sum, before.changed) = (sum, window);
+        (before.sum, before.changed, before.check) = (sum, window, window + IDLE_WINDOWS);
         Some(difference)
     }
 
@@ -232,11 +250,10 @@ impl<K: Key, V: Pod + PartialEq> Table<K, V> {
 
     fn idle(&mut self, window: u64, alive: &impl Fn(Process) -> bool) -> Vec<K> {
         self.forget(|key, seen| {
-            let since = seen.changed.max(seen.checked);
-            if window < since + IDLE_WINDOWS {
+            if window < seen.check {
                 return false;
             }
-            seen.checked = window;
+            seen.check = window + (window - seen.changed).clamp(IDLE_WINDOWS, IDLE_WINDOWS_MAX);
             !alive(key.process())
         })
     }
@@ -392,6 +409,7 @@ mod tests {
         let mut told = Told {
             now_ns: 7,
             wanted: Kind::SampleMaps.bit(),
+            added: None,
             records: &mut records,
         };
         told.tell(&key(1), Kind::SampleMaps, SampleMaps::default());
@@ -422,6 +440,28 @@ mod tests {
         assert_eq!(table.idle(IDLE_WINDOWS - 1, &alive), []);
         assert_eq!(table.idle(IDLE_WINDOWS, &alive), [key(2)]);
         assert_eq!(table.seen.len(), 1);
+    }
+
+    #[test]
+    fn the_longer_an_entry_is_idle_the_seldomer_it_is_looked_up() {
+        let mut table: Table<CountersKey, Counters> = Table::new();
+        table.observe(key(1), maps(1), 0);
+        let looks = std::cell::RefCell::new(Vec::new());
+        let look = |table: &mut Table<CountersKey, Counters>, window| {
+            let alive = |_| {
+                looks.borrow_mut().push(window);
+                true
+            };
+            assert_eq!(table.idle(window, &alive), []);
+        };
+        for window in 0..600 {
+            look(&mut table, window);
+        }
+        table.observe(key(1), maps(2), 600);
+        for window in 600..700 {
+            look(&mut table, window);
+        }
+        assert_eq!(looks.into_inner(), [64, 128, 256, 512, 664]);
     }
 
     #[test]

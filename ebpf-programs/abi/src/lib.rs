@@ -11,6 +11,7 @@
 mod body;
 mod cpu;
 mod cuda;
+mod family;
 mod gpu;
 mod keys;
 pub mod kind;
@@ -25,6 +26,7 @@ pub use body::{
 };
 pub use cpu::{CpuOffsets, MAX_CPUS, MAX_SYSCALLS, OomCause, Turn};
 pub use cuda::{CudaCall, PciOffsets};
+pub use family::{Added, CounterFamily, MAX_FAMILIES};
 pub use gpu::{
     LATENCY_BUCKETS, LatencyHistogram, UNKNOWN_COMMAND, command_key, command_of, latency_bucket,
     latency_bucket_start,

@@ -156,6 +156,29 @@ impl Held {
     }
 }
 
+/// Resident memory of a process without the pages of eBPF maps that it has mapped: they are the maps' own, and a ring
+/// buffer's are mapped twice. Bytes; `None` if it is gone.
+pub fn resident(pid: u32) -> Option<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+    (!smaps.is_empty()).then(|| without_maps(&smaps))
+}
+
+fn without_maps(smaps: &str) -> u64 {
+    let (mut bytes, mut counts) = (0, true);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("Rss:") if counts => {
+                bytes += words.next().and_then(|kib| kib.parse().ok()).unwrap_or(0) * 1024;
+            }
+            // `7efea64f9000-7efea6cfa000 r--s 00000000 00:0f 1061 anon_inode:bpf-map`
+            Some(word) if !word.ends_with(':') => counts = !line.ends_with(" anon_inode:bpf-map"),
+            _ => {}
+        }
+    }
+    bytes
+}
+
 /// CPUs for which the kernel makes room, 1 if it does not say.
 pub fn possible_cpus() -> u64 {
     let text = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
@@ -184,6 +207,16 @@ mod tests {
             (PERCPU_HASH, 24, 72, 4096)
         );
         assert_eq!((held.reported(), held.program_bytes()), (1_049_088, 4096));
+    }
+
+    #[test]
+    fn pages_of_maps_do_not_count_as_resident() {
+        let smaps = "55d0-55e0 r-xp 00000000 fe:00 9 /usr/bin/palisade\nSize: 64 kB\nRss: 40 kB\nVmFlags: rd ex\n\
+                     7e00-7f00 r--s 00000000 00:0f 1061 anon_inode:bpf-map\nSize: 80 kB\nRss: 80 kB\n\
+                     7f00-7f10 rw-p 00000000 00:00 0\nRss: 8 kB\n7f10-7f20 rw-p 00000000 00:00 0 [heap]\nRss: 2 kB\n";
+        assert_eq!(without_maps(smaps), 50 * 1024);
+        assert!(resident(std::process::id()).is_some_and(|bytes| bytes > 100_000));
+        assert_eq!(resident(u32::MAX), None);
     }
 
     #[test]

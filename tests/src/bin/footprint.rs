@@ -2,9 +2,10 @@
 //! memory stays flat under process churn.
 
 use anyhow::{Context, Result};
+use palisade::control;
 use palisade_tests::bench::arguments::Arguments;
 use palisade_tests::bench::loads::Load;
-use palisade_tests::bench::memory::{Held, possible_cpus};
+use palisade_tests::bench::memory::{Held, possible_cpus, resident};
 use palisade_tests::bench::report;
 use palisade_tests::bench::stats::{median, slope};
 use palisade_tests::bench::tracers::configuration;
@@ -80,10 +81,7 @@ fn memory_and_idle(idle: Duration, all_signals: bool) -> Result<()> {
     let pid = agent.ward.pid();
     // Windows have ended and every buffer has been used once.
     std::thread::sleep(Duration::from_secs(2));
-    let (begun, before) = (Instant::now(), cpu_time(pid)?);
-    std::thread::sleep(idle);
-    let used =
-        (cpu_time(pid)?.saturating_sub(before)).as_secs_f64() / begun.elapsed().as_secs_f64();
+    let used = busy(pid, idle, || Ok(()))?;
     let resident = memory(pid)?;
     let children: u64 = children(pid)
         .into_iter()
@@ -129,7 +127,29 @@ fn memory_and_idle(idle: Duration, all_signals: bool) -> Result<()> {
         idle.as_secs(),
         used * 100.0
     );
+    let socket = agent.dir.path().join("run/control.sock");
+    let used = busy(pid, idle, || {
+        control::call(&socket, &control::Request::Metrics)?;
+        Ok(())
+    })?;
+    println!(
+        "  asked for the metrics once a second, as `palisade top` does: {:.2} % of one CPU, RSS {:.1} MiB, eBPF maps {:.1} MiB",
+        used * 100.0,
+        memory(pid)? as f64 / MIB,
+        Held::by(pid).reported() as f64 / MIB
+    );
     Ok(())
+}
+
+/// Share of a CPU that a process uses while `each` is done once a second.
+fn busy(pid: u32, length: Duration, mut each: impl FnMut() -> Result<()>) -> Result<f64> {
+    let (begun, before) = (Instant::now(), cpu_time(pid)?);
+    while begun.elapsed() < length {
+        each()?;
+        std::thread::sleep(Duration::from_secs(1).min(length));
+    }
+    let used = cpu_time(pid)?.saturating_sub(before);
+    Ok(used.as_secs_f64() / begun.elapsed().as_secs_f64())
 }
 
 /// Memory of the agent while processes come and go.
@@ -175,12 +195,7 @@ fn soak(length: Duration, churn: u64) -> Result<()> {
 
 /// Resident memory, bytes.
 fn memory(pid: u32) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib = text
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB"))
-        .context("no VmRSS")?;
-    Ok(kib.trim().parse::<u64>()? * 1024)
+    resident(pid).context("the agent is gone")
 }
 
 /// CPU time so far, of all its threads.
