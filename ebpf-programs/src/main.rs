@@ -24,6 +24,7 @@ mod net;
 mod pids;
 mod process;
 mod reads;
+mod registers;
 mod sched;
 mod syscalls;
 mod tables;

@@ -2,11 +2,11 @@
 //!
 //! Invariant: the calls are made on devices of every host, and change nothing there.
 
-use crate::support::*;
-use palisade::sensors::{SensorOptions, WatchedDevice};
+use crate::{cpu::tell_costs, support::*};
+use palisade::sensors::{Scope, SensorOptions, WatchedDevice};
 use palisade_abi::{GpuCall, Kind, SampleGpu, kind};
 use palisade_core::WorkloadId;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn driver_calls_are_found_exactly_and_only_of_watched_processes() {
@@ -140,4 +140,45 @@ fn nobody_is_in_a_driver_call_when_all_calls_have_returned() {
     assert_eq!(child.run(), 0);
     assert!(!watch.view.in_call(WorkloadId(inside.id())));
     watch.stop();
+}
+
+#[test]
+fn a_storm_of_driver_calls_is_counted_to_the_last_one() {
+    const CALLS: u32 = 100_000;
+    let Some(object) = object("a_storm_of_driver_calls_is_counted_to_the_last_one") else {
+        return;
+    };
+    for kinds in [
+        &[Kind::SampleGpu][..],
+        &[Kind::SampleGpu, Kind::SampleGpuCommand],
+    ] {
+        let inside = Cgroup::new();
+        let child = Child::new(|| {
+            let device = ptmx();
+            let begun = Instant::now();
+            let failed: i32 = (0..CALLS).map(|_| ask_window_size(&device)).sum();
+            let each = begun.elapsed() / CALLS;
+            eprintln!("MEASURED a driver call of nothing while it is watched: {each:?}");
+            failed
+        });
+        inside.take(child.pid);
+        let pid = child.pid.as_raw() as u32;
+        // Everybody is watched, as by default.
+        let watch = Watch::new(
+            object,
+            SensorOptions {
+                scope: Scope::All,
+                ..options(&[], kinds)
+            },
+        );
+        assert_eq!(child.run(), 0);
+        watch.settle();
+        let handle = watch.handle.clone();
+        let seen = watch.stop();
+        tell_costs(&handle);
+        seen.assert_none_lost_but_skipped();
+        let samples = seen.of(kind::SAMPLE_GPU).filter(|it| it.header.pid == pid);
+        let samples = samples.filter_map(palisade_abi::Record::get::<SampleGpu>);
+        assert_eq!(samples.map(|sample| sample.calls).sum::<u32>(), CALLS);
+    }
 }

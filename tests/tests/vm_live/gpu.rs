@@ -8,7 +8,7 @@ use crate::support::*;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use palisade::sensors::{SensorOptions, WatchedDevice};
-use palisade_abi::{GpuCall, Kind, Record, SampleGpu, kind};
+use palisade_abi::{ENCODED_COMMAND_BITS, GpuCall, Kind, Record, SampleGpu, kind};
 use palisade_tests::{Agent, TestCgroup, Ward, binaries, policy};
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -32,6 +32,7 @@ const NVIDIA: WatchedDevice = WatchedDevice {
     major: 195,
     minor: None,
     slow: Duration::ZERO,
+    command_bits: ENCODED_COMMAND_BITS,
 };
 
 /// The driver; its device goes with it.
