@@ -125,6 +125,12 @@ pub fn slot<K, V: Default>(
         let _ = map.insert(key, V::default(), BPF_NOEXIST);
         map.get_ptr_mut(key)
     });
+    value_or_loss(found, workload)
+}
+
+/// What a look-up found on this CPU; nothing is one loss for a workload.
+#[inline(always)]
+pub fn value_or_loss<V>(found: Option<*mut V>, workload: u64) -> Option<&'static mut V> {
     match found {
         // SAFETY: the value belongs to this CPU. A program that interrupts this one here could
         // at worst lose one addition of a statistic.

@@ -5,8 +5,9 @@
 //! cost nobody anything.
 
 use crate::{
-    emit::{BPF_NOEXIST, add, lost, slot},
+    emit::{BPF_NOEXIST, add, lost},
     filter::Who,
+    quotas::{Room, slot_within},
     tables::GPU_COMMANDS,
 };
 use aya_ebpf::{
@@ -15,7 +16,7 @@ use aya_ebpf::{
 };
 use palisade_abi::{
     GpuCommandCounters, GpuCommandKey, InFlight, LOSS_COUNTER_MAP, LatencyHistogram,
-    UNKNOWN_COMMAND, command_key, command_of, latency_bucket,
+    QUOTA_COMMANDS, QUOTA_LATENCIES, UNKNOWN_COMMAND, command_key, command_of, latency_bucket,
 };
 
 /// Only as many entries as are used take memory.
@@ -50,7 +51,7 @@ pub fn learn(call: &InFlight, latency_ns: u64, errno: u16) -> u16 {
             UNKNOWN_COMMAND
         };
     }
-    let Some(histogram) = known.or_else(|| make(key)) else {
+    let Some(histogram) = known.or_else(|| make(call, key)) else {
         lost(call.workload, LOSS_COUNTER_MAP);
         return UNKNOWN_COMMAND;
     };
@@ -65,9 +66,12 @@ pub fn learn(call: &InFlight, latency_ns: u64, errno: u16) -> u16 {
 }
 
 #[inline(always)]
-fn make(key: u32) -> Option<*mut LatencyHistogram> {
+fn make(call: &InFlight, key: u32) -> Option<*mut LatencyHistogram> {
+    let room = Room::of(call.pid, call.start_ns, QUOTA_LATENCIES)?;
     let nothing = NO_LATENCIES.get(0)?;
-    let _ = LATENCIES.insert(key, nothing, BPF_NOEXIST);
+    if LATENCIES.insert(key, nothing, BPF_NOEXIST).is_ok() {
+        room.take();
+    }
     LATENCIES.get_ptr_mut(key)
 }
 
@@ -81,7 +85,8 @@ pub fn count(who: &Who, call: &mut InFlight, command: u16, latency_ns: u64) {
         command,
         class: call.class as u16,
     };
-    let Some(counters): Option<&mut GpuCommandCounters> = slot(&GPU_COMMANDS, &key, who.workload)
+    let Some(counters): Option<&mut GpuCommandCounters> =
+        slot_within(&GPU_COMMANDS, &key, who, QUOTA_COMMANDS)
     else {
         return;
     };

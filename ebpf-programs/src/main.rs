@@ -23,6 +23,7 @@ mod memory;
 mod net;
 mod pids;
 mod process;
+mod quotas;
 mod reads;
 mod registers;
 mod sched;

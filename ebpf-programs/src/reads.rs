@@ -7,10 +7,10 @@
 //! after [`LOOK_AGAIN`] reads, for a number that changed hands without an open (`dup2`).
 
 use crate::{
-    emit::slot,
     files::{model_file, name_once},
     filter::{config, watched},
     kernel::{File, Task, syscall_word},
+    quotas::slot_within,
     registers::Registers,
     tables::READS,
 };
@@ -21,7 +21,7 @@ use aya_ebpf::{
     maps::LruHashMap,
     programs::TracePointContext,
 };
-use palisade_abi::{Config, ReadCounters, ReadFd, ReadFdKey, ReadKey, ReadOffsets};
+use palisade_abi::{Config, QUOTA_READS, ReadCounters, ReadFd, ReadFdKey, ReadKey, ReadOffsets};
 
 /// Reads from a descriptor that was no model file until it is looked at again.
 const LOOK_AGAIN: u32 = 64;
@@ -113,7 +113,7 @@ fn read(ctx: &TracePointContext) -> Option<()> {
         look(config, key, file)?;
     }
     let who = watched(config, task)?;
-    let counters: &mut ReadCounters = slot(
+    let counters: &mut ReadCounters = slot_within(
         &READS,
         &ReadKey {
             start_ns: who.start_ns,
@@ -122,7 +122,8 @@ fn read(ctx: &TracePointContext) -> Option<()> {
             pid: who.pid,
             device: now.device,
         },
-        who.workload,
+        &who,
+        QUOTA_READS,
     )?;
     counters.bytes += bytes as u64;
     counters.reads += 1;

@@ -15,6 +15,7 @@ use super::{
     pids::{Pids, resolve_exec},
     pod::Plain,
     pressure::Pressure,
+    quotas,
     reads_offsets::resolve_reads,
     registers::resolve_registers,
     run::{SensorHandle, Shared},
@@ -321,6 +322,7 @@ fn fill(ebpf: &mut Ebpf, maps: &mut Maps, options: &SensorOptions) -> Result<(),
     maps.losses
         .insert(0, nothing, 0)
         .map_err(|error| map_error("LOSSES", &error))?;
+    quotas::limit(ebpf, options.max_processes, families::room)?;
     constants::fill(ebpf, options.nodes.as_deref())
 }
 

@@ -29,6 +29,7 @@ mod offsets;
 mod pids;
 mod pod;
 mod pressure;
+mod quotas;
 mod reads_offsets;
 mod registers;
 mod run;
