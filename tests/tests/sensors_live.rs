@@ -28,6 +28,8 @@ mod net;
 mod pressure;
 #[path = "sensors_live/processes.rs"]
 mod processes;
+#[path = "sensors_live/quotas.rs"]
+mod quotas;
 #[path = "sensors_live/reads.rs"]
 mod reads;
 #[path = "sensors_live/scope.rs"]
