@@ -127,6 +127,12 @@ pub fn slot<K, V: CounterFamily>(
         }
         map.get_ptr_mut(key)
     });
+    value_or_loss(found, workload)
+}
+
+/// What a look-up found on this CPU; nothing is one loss for a workload.
+#[inline(always)]
+pub fn value_or_loss<V>(found: Option<*mut V>, workload: u64) -> Option<&'static mut V> {
     match found {
         // SAFETY: the value belongs to this CPU. A program that interrupts this one here could
         // at worst lose one addition of a statistic.
@@ -140,7 +146,7 @@ pub fn slot<K, V: CounterFamily>(
 
 /// Tells the agent that there is something to read, before anything is counted in the new entry.
 #[inline(always)]
-fn added<V: CounterFamily>() {
+pub fn added<V: CounterFamily>() {
     if let Some(all) = ADDED.get_ptr_mut(0) {
         // SAFETY: the index is a constant, which `Added` has room for.
         add(unsafe { &raw mut (*all).counts[V::FAMILY] }, 1);

@@ -146,16 +146,17 @@ fn has_model_suffix(name: Address, length: u32) -> bool {
     // front of it become NULs. Shifts and not indices: the verifier forbids addresses counted
     // down from the stack.
     let mut words = [back, front];
-    let mut dot_at = None;
+    // 0 for none: an `Option` would leave a register unset, which the verifier may get to see.
+    let mut dot_at = 0_u32;
     let mut place = 0_u32;
     for word in &mut words {
         let mut kept = 0;
         for shift in (0..64).step_by(8).rev() {
             let byte = (*word >> shift) & 0xff;
             place += 1;
-            if dot_at.is_none() {
+            if dot_at == 0 {
                 if byte == b'.' as u64 {
-                    dot_at = Some(place);
+                    dot_at = place;
                 } else {
                     kept |= byte << shift;
                 }
@@ -165,5 +166,5 @@ fn has_model_suffix(name: Address, length: u32) -> bool {
     }
     let [back, front] = words;
     let suffix: [u8; MODEL_SUFFIX_BYTES] = bytemuck::cast([front, back]);
-    dot_at.is_some_and(|place| place <= length) && SUFFIXES.get_ptr(suffix).is_some()
+    dot_at != 0 && dot_at <= length && SUFFIXES.get_ptr(suffix).is_some()
 }

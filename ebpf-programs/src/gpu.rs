@@ -6,99 +6,252 @@
 //! to whoever waits for it. Returns that need not have been served do not count: see [`serves`].
 
 use crate::{
-    emit::{lost, now, record, slot},
-    filter::{Who, config, wanted, watched},
+    emit::{BPF_NOEXIST, add, lost, now, record, slot},
+    filter::{Who, config, wanted},
     gpu_commands,
     kernel::{File, Task, syscall_word},
     pids,
-    tables::{DEVICES, GPU_COUNTERS, IN_FLIGHT, LAST_RETURN},
+    registers::Registers,
+    tables::{DEVICES, GPU_COUNTERS, IN_FLIGHT, LAST_RETURN, MAJORS, RESIDENTS, offset},
+    typed::{Memory, Typed, watched, workload},
 };
 use aya_ebpf::{
-    helpers::bpf_get_current_pid_tgid, macros::tracepoint, programs::TracePointContext,
+    macros::{fentry, fexit, tracepoint},
+    programs::{FEntryContext, FExitContext, TracePointContext},
 };
 use palisade_abi::{
-    ANY_MINOR, DeviceKey, DeviceRule, GpuCall, GpuCounters, GpuCountersKey, InFlight, Kind,
-    LOSS_STATE_MAP, kind,
+    ANY_MINOR, Config, DeviceKey, DeviceRule, GpuCall, GpuCounters, GpuCountersKey, InFlight, Kind,
+    LOSS_STATE_MAP, MAX_MAJORS, MAX_RESIDENT, kind,
 };
 
 /// Highest errno that a system call hands back as a negative number.
 const MAX_ERRNO: i64 = 4095;
-/// A call that was shorter does not count as served. Between these two programs the cheapest
-/// calls take 0.84 µs (`TIOCGWINSZ`, nine in ten under 1.1 µs) or 0.93 µs (refused), measured on
-/// Linux 6.18; whoever waited for one is charged 2 µs too much at most, for each.
+/// A call that was shorter does not count as served. Between the two programs on tracepoints the
+/// cheapest calls take 0.84 µs (`TIOCGWINSZ`, nine in ten under 1.1 µs) or 0.93 µs (refused),
+/// measured on Linux 6.18; whoever waited for one is charged 2 µs too much at most, for each.
 const SERVED_NS: u64 = 2_000;
+
+/// The kernel's function for `ioctl`, its entry: (registers)
+#[fentry(function = "__x64_sys_ioctl")]
+pub fn gpu_call(_ctx: FEntryContext) -> i32 {
+    let _ = entered();
+    0
+}
+
+/// The kernel's function for `ioctl`, its return: (registers), result
+#[fexit(function = "__x64_sys_ioctl")]
+pub fn gpu_return(ctx: FExitContext) -> i32 {
+    let _ = returned(ctx.arg(1));
+    0
+}
 
 /// `sys_enter_ioctl`
 #[tracepoint]
 pub fn gpu_enter(ctx: TracePointContext) -> u32 {
-    let _ = enter(&ctx);
+    let _ = enter(syscall_word(&ctx, 0) as u32, syscall_word(&ctx, 1) as u32);
     0
 }
 
 /// `sys_exit_ioctl`
 #[tracepoint]
 pub fn gpu_exit(ctx: TracePointContext) -> u32 {
-    let _ = exit(&ctx);
+    let _ = returned(syscall_word(&ctx, 0) as i64);
     0
 }
 
 #[inline(always)]
-fn enter(ctx: &TracePointContext) -> Option<()> {
-    forget_missed();
-    let task = Task::current();
-    let device = File::of(task, syscall_word(ctx, 0) as u32)?
-        .inode()?
-        .char_device()?;
-    let rule = rule_of(device)?;
-    let config = config()?;
-    let who = watched(config, task).or_else(|| {
-        pids::uses_gpu(config, task)?;
-        watched(config, task)
-    });
-    let time_ns = now();
-    let call = InFlight {
-        entered_ns: time_ns,
-        workload: match &who {
-            Some(who) => who.workload,
-            None => crate::kernel::cgroup_id(task.css()?)?,
-        },
-        device,
-        command: syscall_word(ctx, 1) as u32,
-        class: rule.class,
-        watched: who.is_some() as u32,
-        slow_ns: rule.slow_ns,
-    };
-    if IN_FLIGHT
-        .insert(bpf_get_current_pid_tgid(), call, 0)
-        .is_err()
-    {
-        lost(call.workload, LOSS_STATE_MAP);
+fn entered() -> Option<()> {
+    let registers = Registers::current();
+    enter(
+        registers.argument::<0>()? as u32,
+        registers.argument::<1>()? as u32,
+    )
+}
+
+#[inline(always)]
+fn enter(fd: u32, command: u32) -> Option<()> {
+    let inode = File::of_current(fd)?.inode()?;
+    let device = inode.device()?;
+    if !is_of_watched_major(device) || !inode.is_char_device() {
         return None;
     }
-    if let Some(who) = who
-        && wanted(config, Kind::GpuEnter)
-    {
+    let task = Typed::current();
+    let key = task.address().0;
+    let call = match IN_FLIGHT.get_ptr_mut(key) {
+        Some(call) => call,
+        None => {
+            rule_of(device)?;
+            make(task, key)?
+        }
+    };
+    // SAFETY: only this thread's calls touch its entry, and it is in one; the agent, which reads
+    // it at any time, asks for no more than a snapshot.
+    let call = unsafe { &mut *call };
+    if call.entered_ns != 0 {
+        // The kernel skipped our program at that call's return.
+        forget_call(call);
+    }
+    if call.device != device {
+        let rule = rule_of(device)?;
+        call.device = device;
+        call.class = rule.class;
+        call.command_bits = rule.command_bits;
+        call.slow_ns = rule.slow_ns;
+    }
+    let config = config()?;
+    identify(config, task, call)?;
+    call.fd = fd;
+    call.command = command;
+    let time_ns = now();
+    set_entered(call, time_ns);
+    if call.watched != 0 && wanted(config, Kind::GpuEnter) {
         let body = GpuCall {
             latency_ns: 0,
             hold_ns: 0,
             device,
-            command: call.command,
+            command,
         };
-        record(&who, time_ns, kind::GPU_ENTER, 0, body);
+        record(&caller(task, call)?, time_ns, kind::GPU_ENTER, 0, body);
     }
     Some(())
 }
 
+/// Whose call it is. A thread that is watched as before, in the same cgroup, costs no look-up.
 #[inline(always)]
-fn exit(ctx: &TracePointContext) -> Option<()> {
-    let thread = bpf_get_current_pid_tgid();
-    // SAFETY: only this thread writes and removes its entry, and it is here.
-    let call = *unsafe { IN_FLIGHT.get(thread) }?;
-    let _ = IN_FLIGHT.remove(thread);
+fn identify(config: &Config, task: Typed, call: &mut InFlight) -> Option<()> {
+    let pid: u32 = task.read(offset!(task_tgid))?;
+    let start_ns: u64 = task
+        .follow(offset!(task_leader))?
+        .read(offset!(task_start))?;
+    let workload = workload(task)?;
+    let generation = generation(config);
+    if call.watched != 0
+        && call.workload == workload
+        && call.generation == generation
+        && call.start_ns == start_ns
+        && call.pid == pid
+    {
+        return Some(());
+    }
+    let who = watched(config, task).or_else(|| {
+        pids::uses_gpu(config, Task(task.address()))?;
+        watched(config, task)
+    });
+    call.pid = pid;
+    call.start_ns = start_ns;
+    call.workload = workload;
+    call.generation = generation;
+    call.watched = who.is_some() as u32;
+    Some(())
+}
 
+/// The caller as [`identify`] found it.
+#[inline(always)]
+fn caller(task: Typed, call: &InFlight) -> Option<Who> {
+    Some(Who {
+        workload: call.workload,
+        start_ns: call.start_ns,
+        pid: call.pid,
+        tid: task.read(offset!(task_pid))?,
+    })
+}
+
+#[inline(always)]
+fn generation(config: &Config) -> u32 {
+    // SAFETY: an aligned word of a map value, which the agent may change at any time.
+    unsafe { core::ptr::read_volatile(&raw const config.generation) }
+}
+
+/// Begins a call, or with 0 ends it. The last write of a call's beginning.
+#[inline(always)]
+fn set_entered(call: &mut InFlight, time_ns: u64) {
+    // SAFETY: an aligned word; volatile, so that it comes after the members that go with it.
+    unsafe { core::ptr::write_volatile(&raw mut call.entered_ns, time_ns) };
+}
+
+/// An entry for a thread that has none.
+#[inline(always)]
+fn make(task: Typed, key: u64) -> Option<*mut InFlight> {
+    let residents = RESIDENTS.get_ptr_mut(0)?;
+    // SAFETY: an aligned word of a map value, which others change with one instruction. Signed:
+    // the agent sets it to 0 when it clears the map, and threads may end meanwhile.
+    let resident = (unsafe { core::ptr::read_volatile(residents) } as i64) < MAX_RESIDENT as i64;
+    let call = InFlight {
+        baseline_ns: u64::MAX,
+        resident: resident as u32,
+        ..InFlight::default()
+    };
+    if IN_FLIGHT.insert(key, call, BPF_NOEXIST).is_err() {
+        lost(workload(task)?, LOSS_STATE_MAP);
+        return None;
+    }
+    if resident {
+        add(residents, 1);
+    }
+    IN_FLIGHT.get_ptr_mut(key)
+}
+
+/// A thread ends: so does whatever call it is in.
+#[inline(always)]
+pub fn forget(task: Task) {
+    let key = task.0.0;
+    // SAFETY: the thread is here, and in no call of its own.
+    let Some(call) = (unsafe { IN_FLIGHT.get(key) }) else {
+        return;
+    };
+    let resident = call.resident != 0;
+    if IN_FLIGHT.remove(key).is_ok()
+        && resident
+        && let Some(residents) = RESIDENTS.get_ptr_mut(0)
+    {
+        add(residents, u64::MAX);
+    }
+}
+
+/// Ends a call whose return was not seen: some later return of the thread would end it, with
+/// minutes of hold that never were.
+#[inline(always)]
+fn forget_call(call: &mut InFlight) {
+    lost(call.workload, LOSS_STATE_MAP);
+    set_entered(call, 0);
+}
+
+#[inline(always)]
+fn returned(result: i64) -> Option<()> {
+    let task = Typed::current();
+    let key = task.address().0;
+    // SAFETY: as in `enter`.
+    let call = unsafe { &mut *IN_FLIGHT.get_ptr_mut(key)? };
+    if call.entered_ns == 0 {
+        return None;
+    }
+    let told = if is_of(call) == Some(true) {
+        let told = count(task, call, result);
+        set_entered(call, 0);
+        told
+    } else {
+        forget_call(call);
+        None
+    };
+    if call.resident == 0 {
+        let _ = IN_FLIGHT.remove(key);
+    }
+    told
+}
+
+/// Whether the call that returns is the remembered one, and not a later one on some other device.
+#[inline(always)]
+fn is_of(call: &InFlight) -> Option<bool> {
+    let registers = Registers::current();
+    let (fd, command) = (registers.argument::<0>()?, registers.argument::<1>()?);
+    Some(fd as u32 == call.fd && command as u32 == call.command)
+}
+
+#[inline(always)]
+fn count(task: Typed, call: &mut InFlight, result: i64) -> Option<()> {
     let time_ns = now();
     let latency_ns = time_ns.saturating_sub(call.entered_ns);
-    let errno = errno(syscall_word(ctx, 0) as i64);
+    let errno = errno(result);
     let previous = if serves(latency_ns, errno) {
         swap_last_return(call.class, time_ns)?
     } else {
@@ -108,14 +261,18 @@ fn exit(ctx: &TracePointContext) -> Option<()> {
     let config = config()?;
     let by_command = wanted(config, Kind::SampleGpuCommand);
     let command = if by_command {
-        gpu_commands::learn(&call, latency_ns, errno)
+        gpu_commands::learn(call, latency_ns, errno)
     } else {
         0
     };
     if call.watched == 0 {
         return None;
     }
-    let who = watched(config, Task::current())?;
+    let who = if call.generation == generation(config) {
+        caller(task, call)?
+    } else {
+        watched(config, task)?
+    };
     if wanted(config, Kind::SampleGpu)
         && let Some(counters) = counters(&who, call.class)
     {
@@ -124,7 +281,7 @@ fn exit(ctx: &TracePointContext) -> Option<()> {
         counters.hold_ns += hold_ns;
     }
     if by_command {
-        gpu_commands::count(&who, call.class, command, latency_ns);
+        gpu_commands::count(&who, call, command, latency_ns);
     }
     if wanted(config, Kind::GpuExit) && latency_ns >= call.slow_ns {
         let body = GpuCall {
@@ -136,19 +293,6 @@ fn exit(ctx: &TracePointContext) -> Option<()> {
         record(&who, time_ns, kind::GPU_EXIT, errno, body);
     }
     Some(())
-}
-
-/// Drops the thread's entry of an earlier call. One that is still there at the next entry means
-/// that the kernel skipped our program at the call's return; left where it is, some later return
-/// of the thread would end it, with minutes of hold that never were.
-#[inline(always)]
-fn forget_missed() {
-    let thread = bpf_get_current_pid_tgid();
-    // SAFETY: only this thread writes and removes its entry, and it is here.
-    if let Some(call) = unsafe { IN_FLIGHT.get(thread) } {
-        lost(call.workload, LOSS_STATE_MAP);
-        let _ = IN_FLIGHT.remove(thread);
-    }
 }
 
 /// What a system call's result says went wrong; 0 for nothing.
@@ -170,12 +314,21 @@ fn serves(latency_ns: u64, errno: u16) -> bool {
     errno == 0 && latency_ns >= SERVED_NS
 }
 
+/// Whether a device may be watched, by its major number: most files are told apart here.
+#[inline(always)]
+fn is_of_watched_major(device: u32) -> bool {
+    let major = device >> 20;
+    device != 0
+        && MAJORS
+            .get(major / 64 & (MAX_MAJORS / 64 - 1))
+            .is_some_and(|word| word >> (major % 64) & 1 == 1)
+}
+
 /// The rule for a device: its own number first, then every minor of its major.
 #[inline(always)]
 fn rule_of(device: u32) -> Option<DeviceRule> {
     let (major, minor) = (device >> 20, device & 0xf_ffff);
-    // SAFETY (both): rules are written by the agent before the programs are attached; an entry
-    // replaced later differs in `slow_ns` at most.
+    // SAFETY (both): rules are written by the agent before the programs are loaded, and stay.
     if let Some(rule) = unsafe { DEVICES.get(DeviceKey { major, minor }) } {
         return Some(*rule);
     }

@@ -14,6 +14,7 @@ use crate::{
     filter::{Who, config, wanted},
     kernel::Address,
     net::{is_tcp, net_offset},
+    quotas::slot_within,
     tables::{ENDED, HISTOGRAMS, NET},
     typed::{Typed, watched},
 };
@@ -23,8 +24,8 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use palisade_abi::{
-    Config, CountersKey, HISTOGRAM_BUCKETS, HistogramKey, Kind, SOCKET_ANSWERING, SOCKET_CLIENT,
-    SOCKET_IDLE, SOCKET_RECEIVING, Socket,
+    Config, CountersKey, HISTOGRAM_BUCKETS, HistogramKey, Kind, QUOTA_HISTOGRAMS, SOCKET_ANSWERING,
+    SOCKET_CLIENT, SOCKET_IDLE, SOCKET_RECEIVING, Socket,
 };
 
 const TCP_SYN_SENT: u32 = 2;
@@ -128,7 +129,7 @@ pub fn sent(config: &Config, who: &Who, address: Address) -> Option<()> {
             pid: who.pid,
             kind: Kind::SampleFirstByte as u32,
         };
-        let histogram = slot(&HISTOGRAMS, &key, who.workload)?;
+        let histogram = slot_within(&HISTOGRAMS, &key, who, QUOTA_HISTOGRAMS)?;
         if let Some(count) = histogram.counts.get_mut(bucket(first_byte_ns)) {
             *count += 1;
         }

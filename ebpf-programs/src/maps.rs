@@ -1,44 +1,30 @@
 //! Memory maps: `mmap` and `munmap` that succeeded.
 //!
-//! The arguments are kept from entry to return, for watched workloads only.
+//! Only the return of a call is watched, with its result and the arguments, which are still among
+//! the caller's registers. Nothing is kept from entry to return, so nothing can be lost in between.
 
 use crate::{
-    emit::{counters, lost, now, record},
+    emit::{counters, now, record},
     files,
-    filter::{config, wanted, watched, watched_workload},
+    filter::{config, wanted},
     kernel::{Task, syscall_word},
-    tables::PENDING_MAPS,
+    registers::Registers,
+    typed::{Typed, watched},
 };
 use aya_ebpf::{
-    helpers::bpf_get_current_pid_tgid, macros::tracepoint, programs::TracePointContext,
+    macros::{fexit, tracepoint},
+    programs::{FExitContext, TracePointContext},
 };
-use palisade_abi::{Kind, LOSS_STATE_MAP, MapCall, PendingMap, kind};
+use palisade_abi::{Kind, MapCall, kind};
 
 const MAP_ANONYMOUS: u32 = 0x20;
 /// Results from here on are negated errnos, not addresses.
 const FIRST_ERROR: u64 = -4095_i64 as u64;
 
-/// `sys_enter_mmap`: (address, length, protection, flags, descriptor, offset)
-#[tracepoint]
-pub fn map_enter(ctx: TracePointContext) -> u32 {
-    let _ = remember(PendingMap {
-        address: syscall_word(&ctx, 0),
-        bytes: syscall_word(&ctx, 1),
-        map_flags: syscall_word(&ctx, 3) as u32,
-        fd: syscall_word(&ctx, 4) as u32,
-    });
-    0
-}
-
-/// `sys_enter_munmap`: (address, length)
-#[tracepoint]
-pub fn unmap_enter(ctx: TracePointContext) -> u32 {
-    let _ = remember(PendingMap {
-        address: syscall_word(&ctx, 0),
-        bytes: syscall_word(&ctx, 1),
-        map_flags: 0,
-        fd: 0,
-    });
+/// The kernel's function for `mmap`: (registers), result
+#[fexit(function = "__x64_sys_mmap")]
+pub fn map_return(ctx: FExitContext) -> i32 {
+    let _ = mapped(ctx.arg(1));
     0
 }
 
@@ -49,6 +35,13 @@ pub fn map_exit(ctx: TracePointContext) -> u32 {
     0
 }
 
+/// The kernel's function for `munmap`: (registers), result
+#[fexit(function = "__x64_sys_munmap")]
+pub fn unmap_return(ctx: FExitContext) -> i32 {
+    let _ = unmapped(ctx.arg(1));
+    0
+}
+
 /// `sys_exit_munmap`
 #[tracepoint]
 pub fn unmap_exit(ctx: TracePointContext) -> u32 {
@@ -56,75 +49,59 @@ pub fn unmap_exit(ctx: TracePointContext) -> u32 {
     0
 }
 
-#[inline(always)]
-fn remember(call: PendingMap) -> Option<()> {
-    let workload = watched_workload(config()?, Task::current())?;
-    if PENDING_MAPS
-        .insert(bpf_get_current_pid_tgid(), call, 0)
-        .is_err()
-    {
-        lost(workload, LOSS_STATE_MAP);
-    }
-    Some(())
-}
-
-#[inline(always)]
-fn recall() -> Option<PendingMap> {
-    let thread = bpf_get_current_pid_tgid();
-    // SAFETY: only this thread writes and removes its entry, and it is here.
-    let call = *unsafe { PENDING_MAPS.get(thread) }?;
-    let _ = PENDING_MAPS.remove(thread);
-    Some(call)
-}
-
+/// (address, length, protection, flags, descriptor, offset)
 #[inline(always)]
 fn mapped(address: u64) -> Option<()> {
-    let call = recall()?;
     if address >= FIRST_ERROR {
         return None;
     }
     let config = config()?;
-    let task = Task::current();
-    let who = watched(config, task)?;
+    let who = watched(config, Typed::current())?;
+    let registers = Registers::current();
+    let bytes = registers.argument::<1>()?;
     if wanted(config, Kind::SampleMaps)
         && let Some(counters) = counters(&who)
     {
         counters.maps += 1;
-        counters.mapped_bytes += call.bytes;
+        counters.mapped_bytes += bytes;
     }
+    let map_flags = registers.argument::<3>()? as u32;
     if wanted(config, Kind::Mmap) {
         let body = MapCall {
             address,
-            bytes: call.bytes,
-            map_flags: call.map_flags,
+            bytes,
+            map_flags,
             pad: 0,
         };
         record(&who, now(), kind::MMAP, 0, body);
     }
-    if call.map_flags & MAP_ANONYMOUS == 0 && wanted(config, Kind::ModelMap) {
-        files::mapped(config, &who, task, call.fd, call.bytes)?;
+    if map_flags & MAP_ANONYMOUS == 0 && wanted(config, Kind::ModelMap) {
+        let fd = registers.argument::<4>()? as u32;
+        files::mapped(config, &who, Task::current(), fd, bytes)?;
     }
     Some(())
 }
 
+/// (address, length)
 #[inline(always)]
 fn unmapped(result: u64) -> Option<()> {
-    let call = recall()?;
     if result != 0 {
         return None;
     }
     let config = config()?;
-    let who = watched(config, Task::current())?;
+    let who = watched(config, Typed::current())?;
+    let registers = Registers::current();
+    let bytes = registers.argument::<1>()?;
     if wanted(config, Kind::SampleMaps)
         && let Some(counters) = counters(&who)
     {
         counters.unmaps += 1;
-        counters.unmapped_bytes += call.bytes;
+        counters.unmapped_bytes += bytes;
     }
     if wanted(config, Kind::Munmap) {
         let body = MapCall {
-            address: call.address,
-            bytes: call.bytes,
+            address: registers.argument::<0>()?,
+            bytes,
             map_flags: 0,
             pad: 0,
         };

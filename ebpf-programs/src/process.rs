@@ -4,11 +4,12 @@ use crate::{
     cuda::CUDA_CALLS,
     emit::{BPF_NOEXIST, now, record},
     filter::{config, wanted, watched},
+    gpu,
     kernel::{Address, Task},
     memory,
     net::NET_CALLS,
     pids,
-    tables::{ENDED, IN_FLIGHT, PENDING_MAPS, offset},
+    tables::{ENDED, offset},
 };
 use aya_ebpf::{
     helpers::{bpf_get_current_comm, bpf_get_current_uid_gid},
@@ -112,8 +113,7 @@ fn exit(task: Task) -> Option<()> {
     let tid = task.tid()?;
     let pid = task.pid()?;
     let thread = (pid as u64) << 32 | tid as u64;
-    let _ = IN_FLIGHT.remove(thread);
-    let _ = PENDING_MAPS.remove(thread);
+    gpu::forget(task);
     let _ = NET_CALLS.remove(thread);
     let _ = CUDA_CALLS.remove(thread);
 

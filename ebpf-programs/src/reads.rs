@@ -7,24 +7,21 @@
 //! after [`LOOK_AGAIN`] reads, for a number that changed hands without an open (`dup2`).
 
 use crate::{
-    emit::slot,
     files::{model_file, name_once},
     filter::{config, watched},
     kernel::{File, Task, syscall_word},
+    quotas::slot_within,
+    registers::Registers,
     tables::READS,
-    typed::{Memory, Typed},
 };
 use aya_ebpf::{
     Global,
-    helpers::{
-        bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
-    },
+    helpers::bpf_get_current_pid_tgid,
     macros::{map, tracepoint},
     maps::LruHashMap,
     programs::TracePointContext,
 };
-use palisade_abi::{Config, ReadCounters, ReadFd, ReadFdKey, ReadKey, ReadOffsets};
+use palisade_abi::{Config, QUOTA_READS, ReadCounters, ReadFd, ReadFdKey, ReadKey, ReadOffsets};
 
 /// Reads from a descriptor that was no model file until it is looked at again.
 const LOOK_AGAIN: u32 = 64;
@@ -38,7 +35,6 @@ static READ_FDS: LruHashMap<ReadFdKey, ReadFd> = LruHashMap::with_max_entries(16
 static OFFSETS_READS: Global<ReadOffsets> = Global::new(ReadOffsets {
     file_flags: 0,
     direct: 0,
-    first_argument: 0,
 });
 
 /// One member of [`OFFSETS_READS`], as `offset!` reads those of `OFFSETS`.
@@ -89,9 +85,7 @@ fn read(ctx: &TracePointContext) -> Option<()> {
     if bytes <= 0 {
         return None;
     }
-    // SAFETY: the helpers have no preconditions.
-    let registers = Typed(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u8);
-    let fd = registers.read::<u64>(read_offset!(first_argument) as usize)? as u32;
+    let fd = Registers::current().argument::<0>()? as u32;
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let key = ReadFdKey { pid, fd };
     let known = READ_FDS.get_ptr_mut(key);
@@ -119,7 +113,7 @@ fn read(ctx: &TracePointContext) -> Option<()> {
         look(config, key, file)?;
     }
     let who = watched(config, task)?;
-    let counters: &mut ReadCounters = slot(
+    let counters: &mut ReadCounters = slot_within(
         &READS,
         &ReadKey {
             start_ns: who.start_ns,
@@ -128,7 +122,8 @@ fn read(ctx: &TracePointContext) -> Option<()> {
             pid: who.pid,
             device: now.device,
         },
-        who.workload,
+        &who,
+        QUOTA_READS,
     )?;
     counters.bytes += bytes as u64;
     counters.reads += 1;

@@ -9,9 +9,10 @@
 //! - An entry of `TURNS` is only touched while its thread leaves a CPU, or before its first turn.
 
 use crate::{
-    emit::{counters, lost, slot},
+    emit::{counters, lost},
     filter::{Who, config, wanted},
     kernel::Address,
+    quotas::slot_within,
     tables::{HISTOGRAMS, ON_DEMAND, offset},
     typed::{Memory, Typed, watched},
 };
@@ -23,7 +24,7 @@ use aya_ebpf::{
 };
 use palisade_abi::{
     Config, Counters, CpuOffsets, HISTOGRAM_BUCKETS, HistogramKey, Kind, LOSS_STATE_MAP, MAX_CPUS,
-    Turn,
+    QUOTA_HISTOGRAMS, Turn,
 };
 
 /// Bit of a task's state at its last switch.
@@ -212,7 +213,7 @@ fn turn_ended<M: Memory>(
         } else {
             delayed_ns / turns
         };
-        if let Some(histogram) = slot(&HISTOGRAMS, &key, who.workload)
+        if let Some(histogram) = slot_within(&HISTOGRAMS, &key, who, QUOTA_HISTOGRAMS)
             && let Some(count) = histogram.counts.get_mut(bucket(each))
         {
             *count += turns;

@@ -10,8 +10,9 @@ use aya_ebpf::{
 use palisade_abi::{
     Added, Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule,
     FaultCounters, FileKey, GpuCommandCounters, GpuCommandKey, GpuCounters, GpuCountersKey,
-    HistogramCounters, HistogramKey, InFlight, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES, NetCounters,
-    Offsets, PendingMap, ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, Verdict,
+    HistogramCounters, HistogramKey, InFlight, MAX_DEVICE_CLASSES, MAX_MAJORS, MAX_RESIDENT,
+    MODEL_SUFFIX_BYTES, NetCounters, Offsets, ReadCounters, ReadKey, ReclaimCounters,
+    SyscallCounters, Verdict,
 };
 
 /// Raw records and `FILE_NAME` entries. Resized by the agent.
@@ -38,9 +39,18 @@ pub static VERDICTS: LruHashMap<u64, Verdict> = LruHashMap::with_max_entries(819
 #[map]
 pub static DEVICES: HashMap<DeviceKey, DeviceRule> = HashMap::with_max_entries(256, 0);
 
-/// Driver calls under way, of every process on the host.
+/// A bit for each major number that a watched device has. Written by the agent.
 #[map]
-pub static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(16_384, 0);
+pub static MAJORS: Array<u64> = Array::with_max_entries(MAX_MAJORS / 64, 0);
+
+/// Driver calls of every process on the host, by thread: those under way, and the last ones of
+/// [`RESIDENTS`].
+#[map]
+pub static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(2 * MAX_RESIDENT, 0);
+
+/// The only entry: how many threads have an entry that stays between their calls.
+#[map]
+pub static RESIDENTS: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Per device class, the time of the last return of any process's call.
 #[map]
@@ -49,10 +59,6 @@ pub static LAST_RETURN: Array<u64> = Array::with_max_entries(MAX_DEVICE_CLASSES,
 /// Only as many entries as are used take memory. From Linux 6.1 on the kernel has an allocator for
 /// that which any hook may call. What must not fail when memory is short is allocated beforehand.
 pub const ON_DEMAND: u32 = 1; // BPF_F_NO_PREALLOC
-
-/// `mmap` and `munmap` calls under way, of watched workloads.
-#[map]
-pub static PENDING_MAPS: HashMap<u64, PendingMap> = HashMap::with_max_entries(16_384, ON_DEMAND);
 
 /// The only entry: how many entries were made of each family's map; see `palisade_abi::CounterFamily`.
 #[map]

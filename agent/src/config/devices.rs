@@ -67,6 +67,12 @@ impl ProcDevices {
         Self(entries.collect())
     }
 
+    /// The driver of a major number, if it is loaded.
+    pub fn driver(&self, major: u32) -> Option<&str> {
+        let (driver, _) = self.0.iter().find(|(_, number)| *number == major)?;
+        Some(driver)
+    }
+
     /// Major number of a driver, if it is loaded.
     pub fn major(&self, driver: &str) -> Option<u32> {
         // NVIDIA registers further majors as `nvidia/0`, `nvidia-caps`, …: only the exact name.

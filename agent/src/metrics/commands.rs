@@ -7,7 +7,7 @@
 //! `src/nvidia/arch/nvalloc/unix/include/nv_escape.h`, `kernel-open/nvidia-uvm/uvm_ioctl.h`) and
 //! Linux (`include/uapi/linux/kfd_ioctl.h`, `include/uapi/drm/drm.h`).
 
-use palisade_abi::UNKNOWN_COMMAND;
+use palisade_abi::{COMMAND_BITS, ENCODED_COMMAND_BITS, UNKNOWN_COMMAND};
 use std::borrow::Cow;
 
 /// Which driver gives a command its meaning.
@@ -44,6 +44,15 @@ impl Family {
             "kfd" => Family::Kfd,
             "drm" => Family::Drm,
             _ => Family::Unknown,
+        }
+    }
+
+    /// How much of a command word is the command for that driver.
+    pub fn command_bits(self) -> u32 {
+        match self {
+            // They go by _IOC_NR: nvidia_ioctl, kfd_ioctl, drm_ioctl.
+            Family::Nvidia | Family::Kfd | Family::Drm => ENCODED_COMMAND_BITS,
+            Family::NvidiaUvm | Family::Unknown => COMMAND_BITS,
         }
     }
 
@@ -159,7 +168,7 @@ mod tests {
         ];
         for (family, word, name) in table {
             assert_eq!(
-                family.describe(palisade_abi::command_of(word)),
+                family.describe(palisade_abi::command_of(word, family.command_bits())),
                 name,
                 "{family:?} {word:#x}"
             );

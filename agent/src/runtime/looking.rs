@@ -6,9 +6,9 @@
 //! - The sensor thread never waits for an answer that is being made: what comes meanwhile waits in
 //!   a short backlog, and is told as left out where that is full.
 
-use super::Shared;
+use super::{Shared, options::family};
 use crate::batch::Batch;
-use crate::config::{Config, DeviceClass};
+use crate::config::{Config, DeviceClass, ProcDevices};
 use crate::metrics::commands::Family;
 use crate::metrics::{Absent, KINDS, Metric, Metrics, Snapshot};
 use crate::sensors::AttachReport;
@@ -108,14 +108,10 @@ pub(super) struct DeviceName {
 
 /// The configured devices, in order of their classes.
 pub(super) fn devices(config: &Config) -> Vec<DeviceName> {
+    let drivers = ProcDevices::read().unwrap_or_default();
     let name = |device: &DeviceClass| DeviceName {
         name: device.name.clone(),
-        family: device
-            .keys
-            .iter()
-            .map(|key| Family::of_major(key.major))
-            .find(|family| *family != Family::Unknown)
-            .unwrap_or_else(|| Family::of_device(&device.name)),
+        family: family(device, &drivers),
     };
     config.devices.iter().map(name).collect()
 }

@@ -1,15 +1,30 @@
 //! From the operator's configuration to each room's own options.
 
-use crate::config::{Config, PolicyConfig};
+use crate::config::{Config, DeviceClass, PolicyConfig, ProcDevices};
 use crate::identity::{
     ScopeRoots, container,
     layout::{Flavour, Layout},
 };
+use crate::metrics::commands::Family;
 use crate::policy::{Limits, PolicySource};
 use crate::sensors::{Scope, SensorOptions, WatchedDevice, WatchedProcesses};
 use palisade_abi::ANY_MINOR;
 use palisade_core::{ProtectError, ProtectList, WorkloadId};
 use std::path::PathBuf;
+
+/// Which driver a device class is of: by its number where Linux has fixed it, by what /proc/devices
+/// calls it, or else by the class's own name.
+pub fn family(device: &DeviceClass, drivers: &ProcDevices) -> Family {
+    let known = |family: &Family| *family != Family::Unknown;
+    let majors = || device.keys.iter().map(|key| key.major);
+    let fixed = majors().map(Family::of_major).find(known);
+    let loaded = || {
+        let mut names = majors().filter_map(|major| drivers.driver(major));
+        names.find_map(|name| Some(Family::of_device(name)).filter(known))
+    };
+    let named = || Family::of_device(&device.name);
+    fixed.or_else(loaded).unwrap_or_else(named)
+}
 
 /// What may never be acted on: the built-in list, the agent and its ancestors, and the operator's.
 pub fn protect_list(config: &Config, own: &Own) -> Result<ProtectList, ProtectError> {
@@ -134,16 +149,19 @@ pub fn sensor_options(
             )
         }
     };
+    let drivers = ProcDevices::read().unwrap_or_default();
     let devices = config
         .devices
         .iter()
         .enumerate()
         .flat_map(|(class, device)| {
+            let command_bits = family(device, &drivers).command_bits();
             device.keys.iter().map(move |key| WatchedDevice {
                 class: class as u32,
                 major: key.major,
                 minor: (key.minor != ANY_MINOR).then_some(key.minor),
                 slow: device.slow,
+                command_bits,
             })
         })
         .collect();

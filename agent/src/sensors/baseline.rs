@@ -14,7 +14,7 @@ use super::{
 };
 use aya::{
     Ebpf,
-    maps::{HashMap as KernelMap, MapData},
+    maps::{Array, HashMap as KernelMap, MapData},
 };
 use palisade_abi::{Kind, LATENCY_BUCKETS, LatencyHistogram, latency_bucket_start};
 use std::collections::{HashMap, VecDeque};
@@ -37,6 +37,8 @@ type Counts = [u64; LATENCY_BUCKETS];
 pub(super) struct Baselines {
     latencies: KernelMap<MapData, u32, Plain<LatencyHistogram>>,
     baselines: KernelMap<MapData, u32, u64>,
+    /// When a baseline changed last; until then the programs keep those that they looked up.
+    renewed: Array<MapData, u64>,
     commands: HashMap<u32, Rolling>,
     due_ns: u64,
 }
@@ -54,12 +56,14 @@ impl Baselines {
         Ok(Self {
             latencies: take(ebpf, "LATENCIES")?,
             baselines: take(ebpf, "BASELINES")?,
+            renewed: take(ebpf, "BASELINES_AT")?,
             commands: HashMap::new(),
             due_ns: 0,
         })
     }
 
     fn renew(&mut self, now_ns: u64) {
+        let mut changed = false;
         for (key, histogram) in self.latencies.iter().filter_map(Result::ok) {
             let rolling = self
                 .commands
@@ -68,6 +72,7 @@ impl Baselines {
             if let Some(baseline) = rolling.renew(now_ns, &histogram.0.counts) {
                 // A full map means no baseline for this command, which its samples show.
                 let _ = self.baselines.insert(key, baseline, 0);
+                changed = true;
             }
         }
         let (latencies, baselines) = (&mut self.latencies, &mut self.baselines);
@@ -77,9 +82,14 @@ impl Baselines {
                 // Already gone is just as good.
                 let _ = latencies.remove(key);
                 let _ = baselines.remove(key);
+                changed = true;
             }
             keep
         });
+        if changed {
+            // It cannot fail: the array has this one entry.
+            let _ = self.renewed.set(0, now_ns, 0);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
     baseline::Baselines,
     load::{possible_cpus, take},
     pod::Plain,
+    quotas::Quotas,
     window::{Collect, Collector, Key, Process, Told},
 };
 use aya::{
@@ -18,9 +19,9 @@ use bytemuck::Pod;
 use palisade_abi::{
     CounterFamily, Counters, CountersKey, CudaCounters, FaultCounters, GpuCommandCounters,
     GpuCommandKey, GpuCounters, GpuCountersKey, HISTOGRAM_BUCKETS, Histogram, HistogramCounters,
-    HistogramKey, Kind, NetCounters, ReadCounters, ReadKey, ReclaimCounters, SampleCpu, SampleCuda,
-    SampleFaults, SampleGpu, SampleGpuCommand, SampleInference, SampleMaps, SampleNet, SampleReads,
-    SampleReclaim, SampleSched, SampleSyscalls, SyscallCounters,
+    HistogramKey, Kind, NetCounters, QUOTA_TABLES, ReadCounters, ReadKey, ReclaimCounters,
+    SampleCpu, SampleCuda, SampleFaults, SampleGpu, SampleGpuCommand, SampleInference, SampleMaps,
+    SampleNet, SampleReads, SampleReclaim, SampleSched, SampleSyscalls, SyscallCounters,
 };
 
 macro_rules! key {
@@ -54,7 +55,15 @@ pub(super) const ROOM: &[(&str, u32)] = &[
     ("GPU_COMMANDS", 4),
     ("READS", 1),
     ("CUDA", 1),
+    // One for each table that is keyed finer than by process.
+    ("QUOTAS", QUOTA_TABLES),
 ];
+
+/// For how many entries a process a map has room.
+pub(super) fn room(map: &str) -> u32 {
+    let found = ROOM.iter().find(|(name, _)| *name == map);
+    found.map_or(0, |(_, each)| *each)
+}
 
 /// Every family, with its map taken out of the object.
 pub(super) fn all(ebpf: &mut Ebpf) -> Result<Vec<Box<dyn Collect>>, SensorError> {
@@ -79,6 +88,7 @@ pub(super) fn all(ebpf: &mut Ebpf) -> Result<Vec<Box<dyn Collect>>, SensorError>
         family(ebpf, "NET", &[K::SampleNet, K::SampleInference], net)?,
         family(ebpf, "GPU_COMMANDS", &[K::SampleGpuCommand], gpu_command)?,
         Box::new(Baselines::new(ebpf)?),
+        Box::new(Quotas::new(ebpf)?),
         family(ebpf, "READS", &[K::SampleReads], reads)?,
         family(ebpf, "CUDA", &[K::SampleCuda], cuda)?,
     ])

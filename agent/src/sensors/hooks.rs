@@ -44,6 +44,15 @@ pub(super) enum Rung {
         /// Kernel function.
         function: &'static str,
     },
+    /// Entry and return of a kernel function, by trampolines.
+    FentryFexit {
+        /// Program in the object for the entry.
+        entry: &'static str,
+        /// Program in the object for the return.
+        program: &'static str,
+        /// Kernel function.
+        function: &'static str,
+    },
     /// Functions of CUDA's library, by breakpoints.
     Uprobe {
         /// Programs in the object, in the order of attaching; each one goes to every function.
@@ -60,6 +69,17 @@ pub(super) enum Rung {
         /// Arguments that the program reads; 1 at an exit.
         words: usize,
     },
+    /// Tracepoints of a system call's entry and return.
+    SyscallPair {
+        /// Program in the object for the entry.
+        entry: &'static str,
+        /// Program in the object for the return.
+        program: &'static str,
+        /// The call.
+        call: &'static str,
+        /// Arguments that the program at the entry reads.
+        words: usize,
+    },
 }
 
 impl Rung {
@@ -70,7 +90,9 @@ impl Rung {
             | Rung::Raw { program, .. }
             | Rung::Fexit { program, .. }
             | Rung::Syscall { program, .. } => (Some(program), None, &[]),
-            Rung::Kretprobe { entry, program, .. } => (Some(program), Some(entry), &[]),
+            Rung::Kretprobe { entry, program, .. }
+            | Rung::FentryFexit { entry, program, .. }
+            | Rung::SyscallPair { entry, program, .. } => (Some(program), Some(entry), &[]),
             Rung::Uprobe { programs, .. } => (None, None, programs),
         };
         first.into_iter().chain(second).chain(more.iter().copied())
@@ -81,10 +103,10 @@ impl Rung {
         match self {
             Rung::Btf { .. } => Way::Btf,
             Rung::Raw { .. } => Way::Raw,
-            Rung::Fexit { .. } => Way::Fexit,
+            Rung::Fexit { .. } | Rung::FentryFexit { .. } => Way::Fexit,
             Rung::Kretprobe { .. } => Way::Kprobe,
             Rung::Uprobe { .. } => Way::Uprobe,
-            Rung::Syscall { .. } => Way::Tracepoint,
+            Rung::Syscall { .. } | Rung::SyscallPair { .. } => Way::Tracepoint,
         }
     }
 
@@ -93,11 +115,12 @@ impl Rung {
         let way = self.way().name();
         match self {
             Rung::Btf { point, .. } | Rung::Raw { point, .. } => format!("{way}:{point}"),
-            Rung::Fexit { function, .. } | Rung::Kretprobe { function, .. } => {
-                format!("{way}:{function}")
-            }
+            Rung::Fexit { function, .. }
+            | Rung::FentryFexit { function, .. }
+            | Rung::Kretprobe { function, .. } => format!("{way}:{function}"),
             Rung::Uprobe { symbols, .. } => format!("{way}:{}", symbols.join(",")),
             Rung::Syscall { point, .. } => format!("{way}:syscalls:{point}"),
+            Rung::SyscallPair { call, .. } => format!("{way}:syscalls:sys_{{enter,exit}}_{call}"),
         }
     }
 }
@@ -154,6 +177,41 @@ macro_rules! syscall {
     };
 }
 
+/// The kernel's function for a system call of programs of this machine's own kind.
+macro_rules! kernel_function {
+    ($call:literal) => {
+        if cfg!(target_arch = "aarch64") {
+            concat!("__arm64_sys_", $call)
+        } else {
+            concat!("__x64_sys_", $call)
+        }
+    };
+}
+
+/// The return of a system call, of which nothing else needs to be seen: that of the kernel's
+/// function, or where trampolines are refused, its tracepoint.
+macro_rules! syscall_return {
+    ($name:literal, $kinds:expr, $groups:expr, $program:literal, $tracepoint:literal, $call:literal) => {
+        Hook {
+            name: $name,
+            kinds: $kinds,
+            groups: $groups,
+            rungs: &[
+                Rung::Fexit {
+                    program: $program,
+                    function: kernel_function!($call),
+                },
+                Rung::Syscall {
+                    program: $tracepoint,
+                    point: concat!("sys_exit_", $call),
+                    words: 1,
+                },
+            ],
+            optional: false,
+        }
+    };
+}
+
 /// A hook at a tracepoint with kernel types, or without where those are refused.
 macro_rules! sched {
     ($name:literal, $kinds:expr, $groups:expr, $program:literal, $raw:literal, $point:literal) => {
@@ -183,8 +241,7 @@ pub(super) use cuda::CUDA;
 pub(super) use memory::{FAULTS, RECLAIM, VICTIMS};
 pub(super) use net::{SOCKETS, TRANSFERS};
 
-/// All hooks, in the order of attaching; detaching goes backwards. The return of a call comes
-/// before its entry: whoever is seen to enter is also seen to return.
+/// All hooks, in the order of attaching; detaching goes backwards.
 pub(super) fn all() -> impl Iterator<Item = &'static Hook> {
     HOOKS
         .iter()
@@ -220,53 +277,40 @@ const HOOKS: &[Hook] = &[
         "process_fork_raw",
         "sched_process_fork"
     ),
-    syscall!(
-        "driver call return",
-        GPU,
-        &[Group::Files],
-        "gpu_exit",
-        "sys_exit_ioctl",
-        1
-    ),
-    syscall!(
-        "driver call entry",
-        GPU,
-        &[Group::Files],
-        "gpu_enter",
-        "sys_enter_ioctl",
-        2
-    ),
-    syscall!(
-        "map return",
+    Hook {
+        name: "driver call",
+        kinds: GPU,
+        groups: &[Group::Files, Group::Registers],
+        rungs: &[
+            Rung::FentryFexit {
+                entry: "gpu_call",
+                program: "gpu_return",
+                function: kernel_function!("ioctl"),
+            },
+            Rung::SyscallPair {
+                entry: "gpu_enter",
+                program: "gpu_exit",
+                call: "ioctl",
+                words: 2,
+            },
+        ],
+        optional: false,
+    },
+    syscall_return!(
+        "map",
         MAPS,
-        &[Group::Files],
+        &[Group::Files, Group::Registers],
+        "map_return",
         "map_exit",
-        "sys_exit_mmap",
-        1
+        "mmap"
     ),
-    syscall!(
-        "map entry",
-        MAPS,
-        &[Group::Files],
-        "map_enter",
-        "sys_enter_mmap",
-        5
-    ),
-    syscall!(
-        "unmap return",
+    syscall_return!(
+        "unmap",
         UNMAPS,
-        &[],
+        &[Group::Registers],
+        "unmap_return",
         "unmap_exit",
-        "sys_exit_munmap",
-        1
-    ),
-    syscall!(
-        "unmap entry",
-        UNMAPS,
-        &[],
-        "unmap_enter",
-        "sys_enter_munmap",
-        2
+        "munmap"
     ),
     Hook {
         optional: true,
@@ -331,20 +375,6 @@ mod tests {
             let hooked = all().any(|hook| hook.kinds & kind.bit() != 0);
             assert_eq!(hooked, !UNHOOKED.contains(kind), "{}", kind.name());
         }
-    }
-
-    #[test]
-    fn a_call_s_return_is_attached_before_its_entry() {
-        let position = |program: &str| {
-            all().position(|hook| {
-                hook.rungs
-                    .iter()
-                    .any(|rung| rung.programs().any(|it| it == program))
-            })
-        };
-        assert!(position("gpu_exit") < position("gpu_enter"));
-        assert!(position("map_exit") < position("map_enter"));
-        assert!(position("unmap_exit") < position("unmap_enter"));
     }
 
     #[test]

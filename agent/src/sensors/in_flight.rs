@@ -1,16 +1,24 @@
 //! Who is inside a driver call right now.
+//!
+//! Invariant: an entry whose entry time is 0 is of a thread that is in no call.
 
-use super::{SensorError, attach::chain, pod::Plain};
+use super::{
+    SensorError,
+    attach::chain,
+    map_batch::{Batch, Unsupported},
+    pod::Plain,
+};
 use aya::maps::{HashMap, IterableMap as _, Map, MapData};
-use palisade_abi::InFlight;
+use palisade_abi::{InFlight, MAX_RESIDENT};
 use palisade_core::WorkloadId;
 use std::{os::fd::AsFd, sync::Arc};
 
-/// Entries looked at per question. The map holds 16,384; entries that come and go during the walk
-/// make the kernel start over, which this bounds.
-const MAX_LOOKS: usize = 32_768;
+/// Entries looked at per question where the kernel cannot hand over many at once. Twice what the
+/// map holds: entries that come and go during the walk make the kernel start over, which this
+/// bounds.
+const MAX_LOOKS: usize = 4 * MAX_RESIDENT as usize;
 
-/// Driver calls under way, by `pid << 32 | tid`.
+/// Driver calls by thread, those under way and the last ones.
 pub(super) type InFlightMap = HashMap<MapData, u64, Plain<InFlight>>;
 
 /// A view of the driver calls under way on the whole host. Cheap to clone.
@@ -42,10 +50,21 @@ impl InFlightView {
 
     /// The calls under way, in no order.
     pub fn calls(&self) -> impl Iterator<Item = InFlight> + '_ {
-        self.map
-            .iter()
-            .take(MAX_LOOKS)
-            .filter_map(Result::ok)
-            .map(|(_, call)| call.0)
+        let mut calls = Vec::new();
+        let mut look = |call: InFlight| {
+            if call.entered_ns != 0 {
+                calls.push(call);
+            }
+        };
+        let batched = Batch::new(1).read(self.map.map().fd(), |_: &u64, call| {
+            call.iter().for_each(|it| look(*it))
+        });
+        if let Err(Unsupported) = batched {
+            let entries = self.map.iter().take(MAX_LOOKS);
+            entries
+                .filter_map(Result::ok)
+                .for_each(|(_, call)| look(call.0));
+        }
+        calls.into_iter()
     }
 }

@@ -16,7 +16,9 @@ use super::{
 use aya::{
     Btf, Ebpf, Endianness,
     programs::{
-        BtfTracePoint, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, UProbe,
+        BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
+        UProbe,
+        fentry::FEntryLinkId,
         fexit::FExitLinkId,
         kprobe::KProbeLinkId,
         raw_trace_point::RawTracePointLinkId,
@@ -30,6 +32,7 @@ use std::{cell::OnceCell, path::Path};
 enum Link {
     Btf(BtfTracePointLinkId),
     Raw(RawTracePointLinkId),
+    Fentry(FEntryLinkId),
     Fexit(FExitLinkId),
     Kprobe(KProbeLinkId),
     Point(TracePointLinkId),
@@ -134,6 +137,18 @@ impl Attacher<'_> {
                     .load(function, self.types.get()?));
                 add(program, loaded.attach().map(Link::Fexit))
             }
+            Rung::FentryFexit {
+                entry,
+                program,
+                function,
+            } => {
+                let loaded = program!(self, program, FExit, |it| it
+                    .load(function, self.types.get()?));
+                add(program, loaded.attach().map(Link::Fexit))?;
+                let loaded = program!(self, entry, FEntry, |it| it
+                    .load(function, self.types.get()?));
+                add(entry, loaded.attach().map(Link::Fentry))
+            }
             Rung::Kretprobe {
                 entry,
                 program,
@@ -150,6 +165,22 @@ impl Attacher<'_> {
                 tracefs::check(&tracefs::ensure()?, "syscalls", point, words)?;
                 let loaded = program!(self, program, TracePoint, |it| it.load());
                 add(program, loaded.attach("syscalls", point).map(Link::Point))
+            }
+            Rung::SyscallPair {
+                entry,
+                program,
+                call,
+                words,
+            } => {
+                let ends = [
+                    (program, format!("sys_exit_{call}"), 1),
+                    (entry, format!("sys_enter_{call}"), words),
+                ];
+                ends.into_iter().try_for_each(|(name, point, words)| {
+                    tracefs::check(&tracefs::ensure()?, "syscalls", &point, words)?;
+                    let loaded = program!(self, name, TracePoint, |it| it.load());
+                    add(name, loaded.attach("syscalls", &point).map(Link::Point))
+                })
             }
             Rung::Uprobe { programs, symbols } => {
                 let library = cuda::Library::find(self.cuda_library, symbols)?;
@@ -187,6 +218,7 @@ fn detach(program: &mut Program, link: Link) -> Result<(), ProgramError> {
     match link {
         Link::Btf(link) => <&mut BtfTracePoint>::try_from(program)?.detach(link),
         Link::Raw(link) => <&mut RawTracePoint>::try_from(program)?.detach(link),
+        Link::Fentry(link) => <&mut FEntry>::try_from(program)?.detach(link),
         Link::Fexit(link) => <&mut FExit>::try_from(program)?.detach(link),
         Link::Kprobe(link) => <&mut KProbe>::try_from(program)?.detach(link),
         Link::Point(link) => <&mut TracePoint>::try_from(program)?.detach(link),

@@ -16,7 +16,9 @@ use super::{
     places::Places,
     pod::Plain,
     pressure::Pressure,
+    quotas,
     reads_offsets::resolve_reads,
+    registers::resolve_registers,
     run::{SensorHandle, Shared},
     under_way::UnderWay,
     window::Collect,
@@ -26,7 +28,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf},
 };
 use palisade_abi::{
-    ANY_MINOR, Added, Config, CpuLosses, DeviceKey, DeviceRule, MAX_DEVICE_CLASSES,
+    ANY_MINOR, Added, Config, CpuLosses, DeviceKey, DeviceRule, MAX_DEVICE_CLASSES, MAX_MAJORS,
     MODEL_SUFFIX_BYTES,
 };
 use std::{io, sync::Arc, time::Duration};
@@ -90,6 +92,8 @@ impl Sensors {
         let (net, net_missing) = resolve_net(&types);
         let (pci, pci_missing) = resolve_pci(&types);
         let (reads, reads_missing) = resolve_reads(&types);
+        let (registers, registers_missing) = resolve_registers(&types);
+        missing.extend(registers_missing);
         let (cpu, cpu_missing) = resolve_cpu(&types);
         missing.extend(cpu_missing);
         missing.extend(net_missing.into_iter().chain(pci_missing));
@@ -108,7 +112,7 @@ impl Sensors {
         }
         let (offsets, net, pci) = (Plain(offsets), Plain(net), Plain(pci));
         let cpu = Plain(cpu);
-        let (reads, exec) = (Plain(reads), Plain(exec));
+        let (reads, exec, registers) = (Plain(reads), Plain(exec), Plain(registers));
         let ring_bytes = options.ring_bytes.clamp(PAGE, MAX_RING).next_power_of_two();
         let classes = options
             .devices
@@ -123,6 +127,7 @@ impl Sensors {
             .override_global("OFFSETS", &offsets, true)
             .override_global("OFFSETS_CPU", &cpu, true)
             .override_global("OFFSETS_READS", &reads, true)
+            .override_global("OFFSETS_SYSCALL", &registers, true)
             .override_global("OFFSETS_EXEC", &exec, true)
             .override_global("OFFSETS_NET", &net, true)
             .override_global("OFFSETS_PCI", &pci, true)
@@ -199,7 +204,7 @@ impl Sensors {
     pub(super) fn apply_kinds(&mut self, wanted: u64) -> Result<(), SensorError> {
         let kinds = needed(wanted) | self.pids.kinds();
         self.hooks.detach(&mut self.ebpf, kinds);
-        self.under_way.forget_between(self.hooked, kinds);
+        self.under_way.forget_between(self.hooked, kinds)?;
         self.hooked = kinds;
         // Following GPU users takes the hooks of driver calls, but nobody reads what they could count.
         self.switches.kinds = needed(wanted) | (self.pids.kinds() & !hooks::GPU);
@@ -316,6 +321,7 @@ fn fill(ebpf: &mut Ebpf, maps: &mut Maps, options: &SensorOptions) -> Result<(),
             .insert(Plain(key), Plain(rule), 0)
             .map_err(|error| map_error("DEVICES", &error))?;
     }
+    set_array(ebpf, "MAJORS", majors(&options.devices))?;
     let mut suffixes: HashMap<&mut MapData, [u8; MODEL_SUFFIX_BYTES], u32> =
         borrow(ebpf, "SUFFIXES")?;
     for suffix in &options.model_suffixes {
@@ -328,7 +334,19 @@ fn fill(ebpf: &mut Ebpf, maps: &mut Maps, options: &SensorOptions) -> Result<(),
     maps.losses
         .insert(0, nothing, 0)
         .map_err(|error| map_error("LOSSES", &error))?;
+    quotas::limit(ebpf, options.max_processes, families::room)?;
     constants::fill(ebpf, options.nodes.as_deref())
+}
+
+/// A bit a major number.
+fn majors(devices: &[WatchedDevice]) -> [u64; MAX_MAJORS as usize / 64] {
+    let mut words = [0; MAX_MAJORS as usize / 64];
+    for device in devices {
+        if let Some(word) = words.get_mut(device.major as usize / 64) {
+            *word |= 1 << (device.major % 64);
+        }
+    }
+    words
 }
 
 /// CPUs that the kernel makes room for.
@@ -345,7 +363,7 @@ fn rule(device: &WatchedDevice) -> (DeviceKey, DeviceRule) {
     };
     let rule = DeviceRule {
         class: device.class,
-        pad: 0,
+        command_bits: device.command_bits,
         slow_ns: u64::try_from(device.slow.as_nanos()).unwrap_or(u64::MAX),
     };
     (key, rule)
@@ -435,6 +453,7 @@ fn refused_or_broken(error: EbpfError) -> SensorError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use palisade_abi::COMMAND_BITS;
 
     #[test]
     fn suffixes_are_aligned_to_the_end_and_lose_their_dot() {
@@ -467,6 +486,7 @@ mod tests {
             major: 1,
             minor: None,
             slow: Duration::ZERO,
+            command_bits: COMMAND_BITS,
         };
         for bad in [
             SensorOptions {

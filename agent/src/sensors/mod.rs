@@ -31,7 +31,9 @@ mod places;
 mod pod;
 mod pressure;
 mod program_info;
+mod quotas;
 mod reads_offsets;
+mod registers;
 mod run;
 mod tracefs;
 mod under_way;
@@ -101,6 +103,9 @@ pub struct WatchedDevice {
     pub minor: Option<u32>,
     /// Raw `GPU_EXIT` records only for calls at least this long.
     pub slow: Duration,
+    /// Low bits of a command word that are the command's number for this driver:
+    /// [`palisade_abi::ENCODED_COMMAND_BITS`] or [`palisade_abi::COMMAND_BITS`].
+    pub command_bits: u32,
 }
 
 /// What to sense.

@@ -17,8 +17,8 @@ pub enum Group {
     Exit,
     /// Scheduling.
     Sched,
-    /// Reads of model files.
-    Reads,
+    /// Arguments of the system call under way.
+    Registers,
     /// What a process executes.
     Executable,
     /// Which sockets are TCP's.

@@ -218,7 +218,7 @@ impl Sensors {
             }
             if stop {
                 self.hooks.detach(&mut self.ebpf, 0);
-                self.under_way.forget_between(self.hooked, 0);
+                self.under_way.forget_between(self.hooked, 0)?;
                 self.shared.set_report(self.hooks.report());
                 return Ok(());
             }

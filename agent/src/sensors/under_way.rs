@@ -5,20 +5,21 @@
 use super::{
     SensorError, hooks,
     in_flight::InFlightMap,
-    load::{clear, take},
+    load::{clear, map_error, take},
     pod::Plain,
 };
 use aya::{
     Ebpf,
-    maps::{HashMap, MapData},
+    maps::{Array, HashMap, MapData},
 };
-use palisade_abi::{CudaCall, NetCall, PendingMap, Socket, Turn};
+use palisade_abi::{CudaCall, NetCall, Socket, Turn};
 
 /// The agent's ends of those maps.
 #[allow(missing_debug_implementations)] // aya's maps have none
 pub(super) struct UnderWay {
     pub in_flight: InFlightMap,
-    maps: HashMap<MapData, u64, Plain<PendingMap>>,
+    /// How many entries of it stay between calls.
+    residents: Array<MapData, u64>,
     turns: HashMap<MapData, u64, Plain<Turn>>,
     reclaiming: HashMap<MapData, u64, u64>,
     sockets: HashMap<MapData, u64, Plain<Socket>>,
@@ -31,7 +32,7 @@ impl UnderWay {
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
         Ok(Self {
             in_flight: take(ebpf, "IN_FLIGHT")?,
-            maps: take(ebpf, "PENDING_MAPS")?,
+            residents: take(ebpf, "RESIDENTS")?,
             turns: take(ebpf, "TURNS")?,
             reclaiming: take(ebpf, "RECLAIMING")?,
             sockets: take(ebpf, "SOCKETS")?,
@@ -43,13 +44,13 @@ impl UnderWay {
     /// Forgets the calls and waits under way whose hooks come or go between two sets of kinds:
     /// nobody sees them end, and they must not be taken for the beginning of later ones. Those
     /// whose hooks stay are kept.
-    pub(super) fn forget_between(&mut self, old: u64, new: u64) {
+    pub(super) fn forget_between(&mut self, old: u64, new: u64) -> Result<(), SensorError> {
         let changes = |family: u64| (old & family == 0) != (new & family == 0);
         if changes(hooks::GPU) {
             clear(&mut self.in_flight);
-        }
-        if changes(hooks::MAPS | hooks::UNMAPS) {
-            clear(&mut self.maps);
+            self.residents
+                .set(0, 0, 0)
+                .map_err(|error| map_error("RESIDENTS", &error))?;
         }
         if changes(hooks::SCHED) {
             clear(&mut self.turns);
@@ -66,6 +67,7 @@ impl UnderWay {
         if changes(hooks::CUDA) {
             clear(&mut self.cuda_calls);
         }
+        Ok(())
     }
 
     /// Forgets turns on a CPU and sockets after somebody stopped being watched: they go on unseen.

@@ -184,7 +184,7 @@ impl<K: Key + Debug, V: Pod + PartialEq + Send + Debug + CounterFamily> Collect
     }
 
     fn len(&self) -> usize {
-        self.table.seen.len()
+        self.table.len()
     }
 }
 
@@ -204,14 +204,14 @@ pub(super) struct Table<K, V> {
 }
 
 impl<K: Key, V: Pod + PartialEq> Table<K, V> {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             seen: HashMap::new(),
         }
     }
 
     /// The difference to the last sum, if there is one. `V` consists of 64-bit counters.
-    fn observe(&mut self, key: K, sum: V, window: u64) -> Option<V> {
+    pub(super) fn observe(&mut self, key: K, sum: V, window: u64) -> Option<V> {
         let before = self.seen.entry(key).or_insert_with(|| Seen {
             sum: V::zeroed(),
             changed: window,
@@ -231,8 +231,13 @@ impl<K: Key, V: Pod + PartialEq> Table<K, V> {
         Some(difference)
     }
 
-    fn ended(&mut self, due: &dyn Fn(Process) -> bool) -> Vec<K> {
+    pub(super) fn ended(&mut self, due: &dyn Fn(Process) -> bool) -> Vec<K> {
         self.forget(|key, _| due(key.process()))
+    }
+
+    /// Entries that are kept.
+    pub(super) fn len(&self) -> usize {
+        self.seen.len()
     }
 
     /// Takes out the keys of which `gone` says that their process is gone.
@@ -248,7 +253,7 @@ impl<K: Key, V: Pod + PartialEq> Table<K, V> {
         keys
     }
 
-    fn idle(&mut self, window: u64, alive: &impl Fn(Process) -> bool) -> Vec<K> {
+    pub(super) fn idle(&mut self, window: u64, alive: &impl Fn(Process) -> bool) -> Vec<K> {
         self.forget(|key, seen| {
             if window < seen.check {
                 return false;
@@ -318,7 +323,7 @@ fn words_mut<V: Pod>(value: &mut V) -> &mut [u64] {
 }
 
 /// Whether /proc shows a process with that pid and start. In doubt, yes.
-fn is_alive((pid, start_ns): Process) -> bool {
+pub(super) fn is_alive((pid, start_ns): Process) -> bool {
     let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => stat,
         Err(error) => return error.kind() != std::io::ErrorKind::NotFound,

@@ -12,13 +12,22 @@ pub const LATENCY_BUCKETS: usize = 96;
 /// Binary logarithm of the first octave's lower end, nanoseconds.
 const FIRST_OCTAVE: u32 = 8;
 
-/// The command of an ioctl's command word: the number alone (8 bits) of a word that also encodes
-/// a direction or a size (`_IOWR` and the like), else the low 16 bits.
-pub const fn command_of(word: u32) -> u16 {
-    if word >> 16 == 0 {
-        word as u16
-    } else {
+/// Width of a command's number where the driver goes by the 8 bits of `_IOC_NR` alone, whatever
+/// else the word says: nvidia.ko, KFD, DRM.
+pub const ENCODED_COMMAND_BITS: u32 = 8;
+/// Width elsewhere: raw numbers (nvidia-uvm.ko), or a type and a number. Direction and size are
+/// left out.
+pub const COMMAND_BITS: u32 = 16;
+
+/// The command of an ioctl's command word: its low `bits`, [`ENCODED_COMMAND_BITS`] or
+/// [`COMMAND_BITS`]. Which one is the driver's to say, never the caller's word: drivers that look
+/// at eight bits accept any others, and each would be a command of its own.
+#[inline(always)]
+pub const fn command_of(word: u32, bits: u32) -> u16 {
+    if bits == ENCODED_COMMAND_BITS {
         word as u16 & 0xff
+    } else {
+        word as u16
     }
 }
 
@@ -67,13 +76,15 @@ mod tests {
 
     #[test]
     fn commands_are_told_apart_by_what_their_words_encode() {
-        for (word, command) in [
-            (0xc020_462a, 0x2a), // NVIDIA's RM_CONTROL, _IOWR
-            (0x5413, 0x5413),    // TIOCGWINSZ, not encoded
-            (25, 25),            // UVM
-            (0x3000_0001, 1),    // UVM_INITIALIZE
+        for (word, bits, command) in [
+            (0xc020_462a, ENCODED_COMMAND_BITS, 0x2a), // NVIDIA's RM_CONTROL, _IOWR
+            (0x462a, ENCODED_COMMAND_BITS, 0x2a),      // the same for the driver
+            (0x5413, COMMAND_BITS, 0x5413),            // TIOCGWINSZ, not encoded
+            (0x8004_5430, COMMAND_BITS, 0x5430),       // TIOCGPTN, encoded
+            (25, COMMAND_BITS, 25),                    // UVM
+            (0x3000_0001, COMMAND_BITS, 1),            // UVM_INITIALIZE
         ] {
-            assert_eq!(command_of(word), command, "{word:#x}");
+            assert_eq!(command_of(word, bits), command, "{word:#x}");
         }
         assert_eq!(command_key(2, 0x2a), 0x2_002a);
     }

@@ -28,8 +28,8 @@ pub use cpu::{CpuOffsets, MAX_CPUS, MAX_SYSCALLS, OomCause, Turn};
 pub use cuda::{CudaCall, PciOffsets};
 pub use family::{Added, CounterFamily, MAX_FAMILIES};
 pub use gpu::{
-    LATENCY_BUCKETS, LatencyHistogram, UNKNOWN_COMMAND, command_key, command_of, latency_bucket,
-    latency_bucket_start,
+    COMMAND_BITS, ENCODED_COMMAND_BITS, LATENCY_BUCKETS, LatencyHistogram, UNKNOWN_COMMAND,
+    command_key, command_of, latency_bucket, latency_bucket_start,
 };
 pub use keys::{
     ANY_MINOR, Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule,
@@ -37,8 +37,10 @@ pub use keys::{
     GpuCommandCounters, GpuCommandKey, GpuCounters, GpuCountersKey, HistogramCounters,
     HistogramKey, InFlight, LOSS_COUNTER_MAP, LOSS_HOOK_SKIPPED, LOSS_POLICY_QUEUE,
     LOSS_RING_BUFFER, LOSS_SOURCES, LOSS_STATE_MAP, MAX_CGROUP_DEPTH, MAX_DEVICE_CLASSES,
-    MODEL_SUFFIX_BYTES, NetCounters, Offsets, PATH_BYTES, PendingMap, QUIET_NS, ReadCounters,
-    ReadKey, ReclaimCounters, SyscallCounters, Verdict, WATCH_GPU_USERS, WATCH_PIDS, WatchedPid,
+    MAX_MAJORS, MAX_RESIDENT, MODEL_SUFFIX_BYTES, NetCounters, Offsets, PATH_BYTES, QUIET_NS,
+    QUOTA_COMMANDS, QUOTA_HISTOGRAMS, QUOTA_LATENCIES, QUOTA_READS, QUOTA_TABLES, QuotaKey,
+    ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, SyscallOffsets, Verdict,
+    WATCH_GPU_USERS, WATCH_PIDS, WatchedPid,
 };
 pub use kind::Kind;
 pub use net::{

@@ -32,6 +32,4 @@ pub struct ReadOffsets {
     pub file_flags: u32,
     /// `O_DIRECT`
     pub direct: u32,
-    /// First argument of a system call in `pt_regs`, as it still is at the call's return.
-    pub first_argument: u32,
 }

@@ -8,12 +8,14 @@ use crate::{
     cpu::tell_costs,
     support::*,
 };
-use palisade_abi::{GpuCall, Kind, SampleGpuCommand, UNKNOWN_COMMAND, command_of, kind};
+use palisade_abi::{
+    COMMAND_BITS, GpuCall, Kind, SampleGpuCommand, UNKNOWN_COMMAND, command_of, kind,
+};
 use std::{os::fd::AsRawFd, thread, time::Duration};
 
 const TIOCGWINSZ: u16 = nix::libc::TIOCGWINSZ as u16;
-/// `_IOR('T', 0x30, unsigned int)`: an encoded command word.
-const TIOCGPTN: u16 = 0x30;
+/// `_IOR('T', 0x30, unsigned int)`: an encoded command word, without direction and size.
+const TIOCGPTN: u16 = nix::libc::TIOCGPTN as u16;
 
 fn ask_pty_number(fd: &std::os::fd::OwnedFd) -> i32 {
     let mut number = 0_u32;
@@ -82,7 +84,7 @@ fn driver_calls_are_counted_by_command_and_refused_ones_together() {
         let sum = of(&samples, command);
         let latency_ns: u64 = calls
             .iter()
-            .filter(|call| match command_of(call.command) {
+            .filter(|call| match command_of(call.command, COMMAND_BITS) {
                 TIOCGWINSZ => command == TIOCGWINSZ,
                 TIOCGPTN => command == TIOCGPTN,
                 _ => command == UNKNOWN_COMMAND,
@@ -137,7 +139,7 @@ fn the_excess_is_what_calls_took_over_the_baseline_and_nothing_before_there_is_o
     let calls: Vec<GpuCall> = seen.bodies(kind::GPU_EXIT);
     let calls: Vec<&GpuCall> = calls
         .iter()
-        .filter(|call| command_of(call.command) == TIOCGWINSZ)
+        .filter(|call| command_of(call.command, COMMAND_BITS) == TIOCGWINSZ)
         .collect();
     assert_eq!(calls.len(), 8);
     let samples: Vec<SampleGpuCommand> = seen.bodies(kind::SAMPLE_GPU_COMMAND);

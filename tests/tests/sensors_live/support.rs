@@ -17,7 +17,9 @@ use palisade::{
     identity::layout::{Flavour, Layout},
     sensors::{InFlightView, Scope, SensorHandle, SensorOptions, Sensors, Sink, WatchedDevice},
 };
-use palisade_abi::{Body, FileKey, Kind, LOSS_HOOK_SKIPPED, LOSS_STATE_MAP, Lost, Record, kind};
+use palisade_abi::{
+    Body, COMMAND_BITS, FileKey, Kind, LOSS_HOOK_SKIPPED, LOSS_STATE_MAP, Lost, Record, kind,
+};
 use palisade_core::WorkloadId;
 pub use palisade_tests::PATIENCE;
 use palisade_tests::cannot_run_live;
@@ -43,6 +45,7 @@ pub const PTMX: WatchedDevice = WatchedDevice {
     major: 5,
     minor: Some(2),
     slow: Duration::ZERO,
+    command_bits: COMMAND_BITS,
 };
 
 /// The object, or `None` after a word on standard error where there is nothing to test.

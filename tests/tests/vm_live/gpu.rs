@@ -8,8 +8,12 @@ use crate::support::*;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use palisade::sensors::{SensorOptions, WatchedDevice};
-use palisade_abi::{GpuCall, Kind, Record, SampleGpu, kind};
+use palisade_abi::{
+    ENCODED_COMMAND_BITS, GpuCall, Kind, LOSS_COUNTER_MAP, LOSS_HOOK_SKIPPED, Lost, Record,
+    SampleGpu, SampleGpuCommand, kind,
+};
 use palisade_tests::{Agent, TestCgroup, Ward, binaries, policy};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -32,6 +36,7 @@ const NVIDIA: WatchedDevice = WatchedDevice {
     major: 195,
     minor: None,
     slow: Duration::ZERO,
+    command_bits: ENCODED_COMMAND_BITS,
 };
 
 /// The driver; its device goes with it.
@@ -291,4 +296,69 @@ fn a_driver_that_is_loaded_later_is_watched_by_its_name() {
     let decision = agent.wait_for("a decision", |record| record["kind"] == "decision");
     let evidence = decision.expect("a decision").to_string();
     assert!(evidence.contains("A driver call was made"), "{evidence}");
+}
+
+#[test]
+fn made_up_commands_are_one_by_number_and_cost_whoever_makes_them_up() {
+    const KINDS: u32 = 8;
+    /// A number that only the modest one uses.
+    const OWN: u8 = 0xf0;
+    /// A sixteenth of four entries for each of 256 processes.
+    const QUOTA: usize = 64;
+    let Some(object) =
+        object_in_guest("made_up_commands_are_one_by_number_and_cost_whoever_makes_them_up")
+    else {
+        return;
+    };
+    let _driver = FakeGpu::new();
+    let (greedy, modest) = (Cgroup::new(), Cgroup::new());
+    // Words that a driver takes for calls number 0 to 199, whatever else is in them.
+    let hog = Child::new(|| {
+        let device = nvidia0();
+        let words = (0..KINDS).flat_map(|kind| (0..200).map(move |number| kind << 8 | number));
+        let words = words.filter(|word| *word as u8 != RM_FREE && *word as u8 != RM_ALLOC);
+        words.map(|word| call(&device, word)).fold(0, i32::max)
+    });
+    let other = Child::new(|| {
+        let device = nvidia0();
+        (0..10).map(|_| call(&device, command(OWN, 8))).sum::<i32>()
+    });
+    greedy.take(hog.pid);
+    modest.take(other.pid);
+    let watch = Watch::new(
+        object,
+        SensorOptions {
+            devices: vec![NVIDIA],
+            ..options(&[&greedy, &modest], &[Kind::SampleGpuCommand])
+        },
+    );
+    hog.start();
+    hog.wait_done();
+    other.start();
+    other.wait_done();
+    let seen = watch.stop();
+    assert_eq!((hog.finish(), other.finish()), (0, 0));
+
+    let skipped = u32::try_from(seen.lost(LOSS_HOOK_SKIPPED)).expect("a few");
+    let of = |workload: u64| {
+        let records = seen.of(kind::SAMPLE_GPU_COMMAND);
+        let records = records.filter(move |it| it.header.workload == workload);
+        records.filter_map(Record::get::<SampleGpuCommand>)
+    };
+    let commands: BTreeSet<u16> = of(greedy.id()).map(|it| it.command).collect();
+    assert!(commands.len() <= QUOTA, "{commands:?}");
+    assert!(commands.iter().all(|command| *command < 200));
+    let calls: u32 = of(modest.id()).map(|it| it.calls).sum();
+    assert!(calls + skipped >= 10 && of(modest.id()).all(|it| it.command == u16::from(OWN)));
+    let full = |workload: u64| {
+        let lost = seen
+            .of(kind::LOST)
+            .filter(move |it| it.header.workload == workload);
+        let lost = lost.filter_map(Record::get::<Lost>);
+        lost.filter(|it| it.source == LOSS_COUNTER_MAP)
+            .map(|it| it.count)
+            .sum::<u64>()
+    };
+    assert!(full(greedy.id()) > 0);
+    assert_eq!(full(modest.id()), 0);
 }

@@ -6,7 +6,7 @@ use palisade_abi::Kind;
 
 pub(in crate::sensors) const READS: u64 = Kind::SampleReads.bit();
 
-const GROUPS: &[Group] = &[Group::Files, Group::Reads];
+const GROUPS: &[Group] = &[Group::Files, Group::Registers];
 
 pub(super) const HOOKS: &[Hook] = &[
     syscall!(

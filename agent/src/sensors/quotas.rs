@@ -1,0 +1,107 @@
+//! What one process may take of the tables that are keyed finer than by process.
+//!
+//! Invariant: a process's quota is forgotten with its entries, after its end.
+
+use super::{
+    SensorError,
+    load::{set_array, take},
+    map_batch::{Batch, Unsupported},
+    pod::Plain,
+    window::{Collect, Key, Process, Table, Told, is_alive},
+};
+use aya::{
+    Ebpf,
+    maps::{HashMap, IterableMap as _, MapData},
+};
+use palisade_abi::{
+    Kind, QUOTA_COMMANDS, QUOTA_HISTOGRAMS, QUOTA_LATENCIES, QUOTA_READS, QUOTA_TABLES, QuotaKey,
+};
+
+/// A process gets this part of a table at most.
+const PART: u32 = 16;
+/// But never less than this many entries.
+const LEAST: u32 = 16;
+/// Of the 512 commands that have a baseline. It is for a process's life: nobody knows later whose
+/// they were.
+const LATENCIES: u32 = 128;
+
+/// Sets the limits for tables with room for `processes` times so many entries each.
+pub(super) fn limit(
+    ebpf: &mut Ebpf,
+    processes: u32,
+    room: impl Fn(&str) -> u32,
+) -> Result<(), SensorError> {
+    let part = |map| {
+        let entries = processes.saturating_mul(room(map));
+        u64::from((entries / PART).max(LEAST))
+    };
+    let mut limits = [0; QUOTA_TABLES as usize];
+    limits[QUOTA_COMMANDS as usize] = part("GPU_COMMANDS");
+    limits[QUOTA_HISTOGRAMS as usize] = part("HISTOGRAMS");
+    limits[QUOTA_READS as usize] = part("READS");
+    limits[QUOTA_LATENCIES as usize] = u64::from(LATENCIES);
+    set_array(ebpf, "QUOTA_LIMITS", limits)
+}
+
+impl Key for QuotaKey {
+    fn process(&self) -> Process {
+        (self.pid, self.start_ns)
+    }
+
+    fn workload(&self) -> u64 {
+        0
+    }
+}
+
+/// What processes have taken, as one more family: it makes no records.
+#[derive(Debug)]
+pub(super) struct Quotas {
+    map: HashMap<MapData, Plain<QuotaKey>, u64>,
+    table: Table<QuotaKey, u64>,
+    batch: Batch<QuotaKey, u64>,
+}
+
+impl Quotas {
+    pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
+        Ok(Self {
+            map: take(ebpf, "QUOTAS")?,
+            table: Table::new(),
+            batch: Batch::new(1),
+        })
+    }
+}
+
+impl Collect for Quotas {
+    fn kinds(&self) -> u64 {
+        Kind::SampleGpuCommand.bit()
+            | Kind::SampleRunq.bit()
+            | Kind::SampleFirstByte.bit()
+            | Kind::SampleReads.bit()
+    }
+
+    fn collect(&mut self, window: u64, _told: &mut Told<'_>) {
+        let table = &mut self.table;
+        let mut observe = |key: &QuotaKey, made: u64| {
+            let _ = table.observe(*key, made, window);
+        };
+        let fd = self.map.map().fd();
+        let batched = self.batch.read(fd, |key, made| observe(key, made[0]));
+        if let Err(Unsupported) = batched {
+            let entries = self.map.iter().filter_map(Result::ok);
+            entries.for_each(|(key, made)| observe(&key.0, made));
+        }
+    }
+
+    fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool) {
+        let mut over = self.table.ended(due);
+        over.extend(self.table.idle(window, &is_alive));
+        for key in over {
+            // Already gone is just as good.
+            let _ = self.map.remove(&Plain(key));
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.table.len()
+    }
+}

@@ -1,0 +1,153 @@
+//! Quotas: a process that fills a table loses counts of its own, and nobody else does.
+//!
+//! Invariant: the calls are made on a pty of the test's own and the files are in a temporary
+//! folder; nothing changes that anybody uses.
+
+use crate::support::*;
+use nix::libc;
+use palisade::sensors::SensorOptions;
+use palisade_abi::{Body, Kind, LOSS_COUNTER_MAP, Lost, SampleGpuCommand, SampleReads, kind};
+use std::{collections::BTreeSet, fs, os::fd::AsRawFd, path::PathBuf};
+
+/// Entries that a process gets where tables are small.
+const QUOTA: usize = 16;
+
+/// Commands of a pty's master that ask, or set what is set already.
+const HARMLESS: &[libc::Ioctl] = &[
+    libc::TIOCGWINSZ,
+    libc::TCGETS,
+    libc::TCGETA,
+    libc::FIONREAD,
+    libc::TIOCOUTQ,
+    libc::TIOCGETD,
+    libc::FIONCLEX,
+    libc::FIOCLEX,
+    libc::TIOCGPTN,
+    libc::TIOCGPTLCK,
+    libc::TIOCGPKT,
+    libc::TIOCGEXCL,
+    libc::TIOCNXCL,
+    libc::TIOCGLCKTRMIOS,
+    libc::TIOCGPGRP,
+    libc::TIOCGDEV,
+    libc::TCGETS2,
+    libc::FIONBIO,
+    libc::FIOASYNC,
+    libc::TIOCGSOFTCAR,
+];
+
+fn bodies_of<B: Body>(seen: &Seen, kind: u16, workload: u64) -> Vec<B> {
+    let records = seen.of(kind).filter(|it| it.header.workload == workload);
+    records.filter_map(palisade_abi::Record::get).collect()
+}
+
+/// Counts that found no room, of one workload.
+fn lost_by(seen: &Seen, workload: u64) -> u64 {
+    let lost = bodies_of::<Lost>(seen, kind::LOST, workload);
+    assert!(
+        lost.iter().all(|it| it.source == LOSS_COUNTER_MAP),
+        "{lost:?}"
+    );
+    lost.iter().map(|it| it.count).sum()
+}
+
+#[test]
+fn whoever_uses_many_commands_loses_the_counts_of_its_own() {
+    let Some(object) = object("whoever_uses_many_commands_loses_the_counts_of_its_own") else {
+        return;
+    };
+    let (greedy, modest) = (Cgroup::new(), Cgroup::new());
+    let hog = Child::new(|| {
+        let device = ptmx();
+        let mut buffer = [0_u64; 32];
+        let works = |command: &&libc::Ioctl| {
+            // SAFETY: none of the commands writes more than the buffer holds.
+            unsafe { libc::ioctl(device.as_raw_fd(), **command, buffer.as_mut_ptr()) == 0 }
+        };
+        i32::try_from(HARMLESS.iter().filter(works).count()).unwrap_or(0)
+    });
+    let other = Child::new(|| {
+        let device = ptmx();
+        (0..10).map(|_| ask_window_size(&device)).sum()
+    });
+    greedy.take(hog.pid);
+    modest.take(other.pid);
+    // Room for 64 entries.
+    let watch = Watch::new(
+        object,
+        SensorOptions {
+            max_processes: 16,
+            ..options(&[&greedy, &modest], &[Kind::SampleGpuCommand])
+        },
+    );
+    hog.start();
+    hog.wait_done();
+    other.start();
+    other.wait_done();
+    let seen = watch.stop();
+    let used = usize::try_from(hog.finish()).expect("a count");
+    assert!(used > QUOTA, "only {used} commands work here");
+    assert_eq!(other.finish(), 0);
+
+    let counted: Vec<SampleGpuCommand> = bodies_of(&seen, kind::SAMPLE_GPU_COMMAND, greedy.id());
+    let commands: BTreeSet<u16> = counted.iter().map(|it| it.command).collect();
+    assert_eq!(commands.len(), QUOTA);
+    let failed = HARMLESS.len() - used;
+    let lost = usize::try_from(lost_by(&seen, greedy.id())).expect("a count");
+    // Those that failed count together, as long as there is room for that.
+    assert!(
+        (used - QUOTA..=used - QUOTA + failed + 1).contains(&lost),
+        "{lost} of {used}"
+    );
+    let counted: Vec<SampleGpuCommand> = bodies_of(&seen, kind::SAMPLE_GPU_COMMAND, modest.id());
+    assert_eq!(counted.iter().map(|it| it.calls).sum::<u32>(), 10);
+    assert_eq!(lost_by(&seen, modest.id()), 0);
+}
+
+#[test]
+fn whoever_reads_many_models_loses_the_counts_of_its_own() {
+    const HOARD: usize = 40;
+    let Some(object) = object("whoever_reads_many_models_loses_the_counts_of_its_own") else {
+        return;
+    };
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let models: Vec<PathBuf> = (0..HOARD)
+        .map(|n| {
+            let path = dir.path().join(format!("{n}.gguf"));
+            fs::write(&path, [7; 100]).expect("file");
+            path
+        })
+        .collect();
+    let (greedy, modest) = (Cgroup::new(), Cgroup::new());
+    // One read of bytes and one at the end each.
+    let read = |models: &[PathBuf]| {
+        let whole = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| bytes.len() == 100);
+        i32::from(!models.iter().all(whole))
+    };
+    let hog = Child::new(|| read(&models));
+    let other = Child::new(|| read(&models[HOARD - 5..]));
+    greedy.take(hog.pid);
+    modest.take(other.pid);
+    let watch = Watch::new(
+        object,
+        SensorOptions {
+            max_processes: 64,
+            ..options(&[&greedy, &modest], &[Kind::SampleReads])
+        },
+    );
+    hog.start();
+    hog.wait_done();
+    other.start();
+    other.wait_done();
+    let seen = watch.stop();
+    assert_eq!((hog.finish(), other.finish()), (0, 0));
+
+    let counted: Vec<SampleReads> = bodies_of(&seen, kind::SAMPLE_READS, greedy.id());
+    let files: BTreeSet<u64> = counted.iter().map(|it| it.inode).collect();
+    assert_eq!(files.len(), QUOTA);
+    assert_eq!(lost_by(&seen, greedy.id()), (HOARD - QUOTA) as u64);
+    let counted: Vec<SampleReads> = bodies_of(&seen, kind::SAMPLE_READS, modest.id());
+    let files: BTreeSet<u64> = counted.iter().map(|it| it.inode).collect();
+    assert_eq!(files.len(), 5);
+    assert_eq!(lost_by(&seen, modest.id()), 0);
+}
