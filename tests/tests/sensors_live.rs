@@ -18,12 +18,16 @@ mod driver_calls;
 mod gpu_commands;
 #[path = "sensors_live/inference.rs"]
 mod inference;
+#[path = "sensors_live/io_uring.rs"]
+mod io_uring;
 #[path = "sensors_live/maps.rs"]
 mod maps;
 #[path = "sensors_live/memory.rs"]
 mod memory;
 #[path = "sensors_live/net.rs"]
 mod net;
+#[path = "sensors_live/opens.rs"]
+mod opens;
 #[path = "sensors_live/pressure.rs"]
 mod pressure;
 #[path = "sensors_live/processes.rs"]

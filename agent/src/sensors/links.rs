@@ -5,20 +5,31 @@
 //! - The program at a call's return is attached before the one at its entry, and detached after
 //!   it: whoever is seen to enter is also seen to return.
 
-use super::{SensorError, attach::explain, cuda, hooks::Rung, tracefs};
+use super::{
+    SensorError,
+    attach::explain,
+    cuda,
+    hooks::Rung,
+    tracefs::{self, TracefsError},
+};
 use aya::{
     Btf, Ebpf,
     programs::{
-        BtfTracePoint, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, UProbe,
+        BtfTracePoint, FExit, KProbe, Lsm, Program, ProgramError, RawTracePoint, TracePoint,
+        UProbe,
         fexit::FExitLinkId,
         kprobe::KProbeLinkId,
+        lsm::LsmLinkId,
         raw_trace_point::RawTracePointLinkId,
         tp_btf::BtfTracePointLinkId,
         trace_point::TracePointLinkId,
         uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope},
     },
 };
-use std::path::Path;
+use std::{fs, path::Path};
+
+/// The kernel's active security modules, by comma.
+const ACTIVE_LSM: &str = "/sys/kernel/security/lsm";
 
 enum Link {
     Btf(BtfTracePointLinkId),
@@ -27,6 +38,7 @@ enum Link {
     Kprobe(KProbeLinkId),
     Point(TracePointLinkId),
     Uprobe(UProbeLinkId),
+    Lsm(LsmLinkId),
 }
 
 /// A rung that is attached. Dropping it does not detach it.
@@ -117,6 +129,25 @@ impl Attacher<'_> {
                 let loaded = program!(self, program, TracePoint, |it| it.load());
                 add(program, loaded.attach("syscalls", point).map(Link::Point))
             }
+            Rung::Lsm { program, hook } => {
+                active_lsm()?;
+                let loaded = program!(self, program, Lsm, |it| it.load(hook, btf));
+                add(program, loaded.attach().map(Link::Lsm))
+            }
+            Rung::Returns { programs, points } => {
+                let tracefs = tracefs::ensure()?;
+                for (name, point) in programs.iter().copied().zip(points) {
+                    match tracefs::check(&tracefs, "syscalls", point, 1) {
+                        Err(TracefsError::NoSuchTracepoint { .. }) if name != programs[0] => {
+                            continue;
+                        }
+                        checked => checked?,
+                    }
+                    let loaded = program!(self, name, TracePoint, |it| it.load());
+                    add(name, loaded.attach("syscalls", point).map(Link::Point))?;
+                }
+                Ok(())
+            }
             Rung::Uprobe { programs, symbols } => {
                 let library = cuda::Library::find(self.cuda_library, symbols)?;
                 to.place = library.place();
@@ -157,7 +188,23 @@ fn detach(program: &mut Program, link: Link) -> Result<(), ProgramError> {
         Link::Kprobe(link) => <&mut KProbe>::try_from(program)?.detach(link),
         Link::Point(link) => <&mut TracePoint>::try_from(program)?.detach(link),
         Link::Uprobe(link) => <&mut UProbe>::try_from(program)?.detach(link),
+        Link::Lsm(link) => <&mut Lsm>::try_from(program)?.detach(link),
     }
+}
+
+/// Whether the kernel runs programs at security hooks. Where it does not, they can be attached all the
+/// same, and are never run.
+fn active_lsm() -> Result<(), SensorError> {
+    let active = fs::read_to_string(ACTIVE_LSM).map_err(|error| SensorError::NoLsm {
+        active: format!("{ACTIVE_LSM}: {error}"),
+    })?;
+    let active = active.trim();
+    if active.split(',').any(|name| name == "bpf") {
+        return Ok(());
+    }
+    Err(SensorError::NoLsm {
+        active: active.into(),
+    })
 }
 
 fn not_there(program: &str) -> SensorError {

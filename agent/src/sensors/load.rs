@@ -12,6 +12,7 @@ use super::{
     in_flight::InFlightView,
     net_offsets::{resolve_net, resolve_pci},
     offsets::{self, Group},
+    path::resolve_path,
     pids::{Pids, resolve_exec},
     pod::Plain,
     pressure::Pressure,
@@ -93,6 +94,8 @@ impl Sensors {
         missing.extend(reads_missing);
         let (exec, exec_missing) = resolve_exec(&types);
         missing.extend(exec_missing);
+        let (paths, paths_missing) = resolve_path(&types);
+        missing.extend(paths_missing);
         drop(types);
         if let Some(missing) = missing
             .iter()
@@ -107,7 +110,7 @@ impl Sensors {
         })?;
         let (offsets, net, pci) = (Plain(offsets), Plain(net), Plain(pci));
         let cpu = Plain(cpu);
-        let (reads, exec) = (Plain(reads), Plain(exec));
+        let (reads, exec, paths) = (Plain(reads), Plain(exec), Plain(paths));
         let ring_bytes = options.ring_bytes.clamp(PAGE, MAX_RING).next_power_of_two();
         let classes = options
             .devices
@@ -122,6 +125,7 @@ impl Sensors {
             .override_global("OFFSETS_CPU", &cpu, true)
             .override_global("OFFSETS_READS", &reads, true)
             .override_global("OFFSETS_EXEC", &exec, true)
+            .override_global("OFFSETS_PATH", &paths, true)
             .override_global("OFFSETS_NET", &net, true)
             .override_global("OFFSETS_PCI", &pci, true)
             .map_max_entries("EVENTS", ring_bytes)
