@@ -34,12 +34,16 @@ mod pressure;
 mod processes;
 #[path = "sensors_live/reads.rs"]
 mod reads;
+#[path = "sensors_live/reclaim.rs"]
+mod reclaim;
 #[path = "sensors_live/scope.rs"]
 mod scope;
 #[path = "sensors_live/support.rs"]
 mod support;
 #[path = "sensors_live/syscalls.rs"]
 mod syscalls;
+#[path = "sensors_live/tracing.rs"]
+mod tracing;
 
 use palisade::sensors::{Scope, SensorOptions};
 use palisade_abi::{Kind, LOSS_RING_BUFFER, SampleGpu, kind};
