@@ -2,15 +2,17 @@
 
 use crate::{
     filter::Who,
+    kernel::File,
+    path,
     tables::{ADDED, COUNTERS, EVENTS, LAST_WAKE, LOSSES},
 };
 use aya_ebpf::{
-    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str_bytes},
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns},
     maps::PerCpuHashMap,
 };
 use palisade_abi::{
-    Body, CounterFamily, Counters, CpuLosses, FILE_NAME_SLOTS, FileName, Header, LOSS_COUNTER_MAP,
-    LOSS_RING_BUFFER, ModelFile, QUIET_NS, RECORD_BYTES, Record, kind,
+    Body, CounterFamily, Counters, CpuLosses, FilePath, Header, LOSS_COUNTER_MAP, LOSS_RING_BUFFER,
+    PATH_SLOTS, QUIET_NS, RECORD_BYTES, Record,
 };
 
 /// Only insert; an entry that is there stays as it is.
@@ -76,33 +78,27 @@ pub fn record<B: Body>(who: &Who, time_ns: u64, kind: u16, flags: u16, body: B) 
 }
 
 #[repr(C)]
-struct Named {
+struct WithPath {
     record: Record,
-    name: FileName,
+    path: FilePath,
 }
-const _: () = assert!(size_of::<Named>() == FILE_NAME_SLOTS * RECORD_BYTES);
+const _: () = assert!(size_of::<WithPath>() == PATH_SLOTS * RECORD_BYTES);
 
-/// Sends the name of a file: a header slot with the file in its body, then the name.
+/// Sends one record with the path of a file behind it; whether there was room.
 #[inline(always)]
-pub fn file_name(who: &Who, time_ns: u64, file: ModelFile, name: crate::kernel::Address) -> bool {
-    let Some(mut entry) = EVENTS.reserve::<Named>(0) else {
+pub fn record_with_path<B: Body>(who: &Who, time_ns: u64, kind: u16, body: B, file: File) -> bool {
+    let Some(mut entry) = EVENTS.reserve::<WithPath>(0) else {
         lost(who.workload, LOSS_RING_BUFFER);
         return false;
     };
     let slots = entry.as_mut_ptr();
-    // SAFETY: the entry is reserved, aligned to 8 and as large as `Named`. The name is zeroed
-    // word by word first, so that no earlier entry's bytes are handed out behind it.
+    // SAFETY: the entry is reserved, aligned to 8 and as large as `WithPath`.
     unsafe {
         (&raw mut (*slots).record).write(Record {
-            header: header(who, time_ns, kind::FILE_NAME, 0),
-            body: bytemuck::cast(file),
+            header: header(who, time_ns, kind, 0),
+            body: bytemuck::cast(body),
         });
-        let words = (&raw mut (*slots).name).cast::<u64>();
-        for word in 0..size_of::<FileName>() / 8 {
-            words.add(word).write_volatile(0);
-        }
-        let bytes = &mut (*slots).name.bytes;
-        let _ = bpf_probe_read_kernel_str_bytes(name.0 as *const u8, bytes);
+        path::walk(file, &raw mut (*slots).path);
     }
     entry.submit(wake_up(time_ns));
     true

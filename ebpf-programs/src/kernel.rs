@@ -169,10 +169,16 @@ impl File {
         self.0.follow(offset!(file_inode)).map(Inode)
     }
 
+    /// The entry of its name in its folder.
+    #[inline(always)]
+    pub fn dentry(self) -> Option<Address> {
+        self.0.follow(offset!(file_dentry))
+    }
+
     /// Address and length of the last component of its path.
     #[inline(always)]
     pub fn name(self) -> Option<(Address, u32)> {
-        let dentry = self.0.follow(offset!(file_dentry))?;
+        let dentry = self.dentry()?;
         Some((
             dentry.follow(offset!(dentry_name))?,
             dentry.read(offset!(dentry_name_len))?,

@@ -21,6 +21,7 @@ mod kernel;
 mod maps;
 mod memory;
 mod net;
+mod path;
 mod pids;
 mod process;
 mod quotas;

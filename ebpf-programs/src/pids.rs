@@ -111,14 +111,19 @@ pub fn executes(config: &Config, task: Task, program: Address) -> Option<()> {
     Some(())
 }
 
+/// The file that the task executes.
+#[inline(always)]
+pub fn executable(task: Task) -> Option<File> {
+    let offsets = offsets();
+    task.0
+        .follow(offsets.task_mm as usize)?
+        .follow(offsets.mm_exe_file as usize)
+        .map(File::at)
+}
+
 #[inline(always)]
 fn is_watched_file(task: Task) -> Option<bool> {
-    let offsets = offsets();
-    let file = task
-        .0
-        .follow(offsets.task_mm as usize)?
-        .follow(offsets.mm_exe_file as usize)?;
-    let key = File::at(file).inode()?.key()?;
+    let key = executable(task)?.inode()?.key()?;
     Some(EXECUTABLES.get_ptr(key).is_some())
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     cuda::CUDA_CALLS,
-    emit::{BPF_NOEXIST, now, record},
+    emit::{BPF_NOEXIST, now, record, record_with_path},
     filter::{config, wanted, watched},
     gpu,
     kernel::{Address, Task},
@@ -80,7 +80,12 @@ fn exec(program: Address) -> Option<()> {
         uid: bpf_get_current_uid_gid() as u32,
         comm: bpf_get_current_comm().unwrap_or_default(),
     };
-    record(&who, now(), kind::EXEC, 0, body);
+    match pids::executable(task) {
+        Some(file) => {
+            record_with_path(&who, now(), kind::EXEC, body, file);
+        }
+        None => record(&who, now(), kind::EXEC, 0, body),
+    }
     Some(())
 }
 

@@ -2,11 +2,12 @@
 //!
 //! These calls are frequent and few of them are of interest. Only their return is watched, where
 //! the kernel still has the descriptor among the caller's registers; nothing is kept from entry to
-//! return. What a descriptor is gets remembered by its number: an open forgets it, a number that
-//! is a model file's is compared with the file each time, and one that is none is looked at again
-//! after [`LOOK_AGAIN`] reads, for a number that changed hands without an open (`dup2`).
+//! return. What a descriptor is gets remembered by its number: one that is a model file's is compared
+//! with the file each time, and one that is none is looked at again once a model file was opened by
+//! anybody, or after [`LOOK_AGAIN`] reads, for a number that changed hands without an open (`dup2`).
 
 use crate::{
+    emit::add,
     files::{model_file, name_once},
     filter::{config, watched},
     kernel::{File, Task, syscall_word},
@@ -18,7 +19,7 @@ use aya_ebpf::{
     Global,
     helpers::bpf_get_current_pid_tgid,
     macros::{map, tracepoint},
-    maps::LruHashMap,
+    maps::{Array, LruHashMap},
     programs::TracePointContext,
 };
 use palisade_abi::{Config, QUOTA_READS, ReadCounters, ReadFd, ReadFdKey, ReadKey, ReadOffsets};
@@ -29,6 +30,10 @@ const LOOK_AGAIN: u32 = 64;
 /// What descriptors are, of all processes. One pushed out is looked at again. Resized by the agent.
 #[map]
 static READ_FDS: LruHashMap<ReadFdKey, ReadFd> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Opens of model files so far, of all processes.
+#[map]
+static MODEL_OPENS: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Offsets for this family.
 #[unsafe(no_mangle)]
@@ -65,18 +70,33 @@ at_return_of!(
     model_preadv2: "`sys_exit_preadv2`"
 );
 
-/// The process may have another file behind this number now.
+/// A model file is about to get a number, which may have been another file's.
 #[inline(always)]
-pub fn forget(fd: u32) {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let _ = READ_FDS.remove(ReadFdKey { pid, fd });
+pub fn model_opened() {
+    if let Some(opens) = MODEL_OPENS.get_ptr_mut(0) {
+        add(opens, 1);
+    }
 }
 
-/// Whether a file bypasses the page cache.
 #[inline(always)]
-pub fn is_direct(file: File) -> bool {
-    file.read::<u32>(read_offset!(file_flags) as usize)
-        .is_some_and(|flags| flags & read_offset!(direct) != 0)
+fn opens() -> u64 {
+    match MODEL_OPENS.get_ptr(0) {
+        // SAFETY: an aligned word of a map value.
+        Some(opens) => unsafe { core::ptr::read_volatile(opens) },
+        None => 0,
+    }
+}
+
+/// The flags that a file was opened with.
+#[inline(always)]
+pub fn flags(file: File) -> Option<u32> {
+    file.read(read_offset!(file_flags) as usize)
+}
+
+/// Whether a file with these flags bypasses the page cache.
+#[inline(always)]
+pub fn is_direct(flags: u32) -> bool {
+    flags & read_offset!(direct) != 0
 }
 
 #[inline(always)]
@@ -92,8 +112,8 @@ fn read(ctx: &TracePointContext) -> Option<()> {
     if let Some(known) = known {
         // SAFETY: an aligned word of a map value; a count lost to another thread's is made
         // up for by the next.
-        let left = unsafe { (*known).left };
-        if left > 0 {
+        let (left, then) = unsafe { ((*known).left, (*known).opens) };
+        if left > 0 && then == opens() {
             // SAFETY: as above.
             unsafe { (*known).left = left - 1 };
             return None;
@@ -134,17 +154,21 @@ fn read(ctx: &TracePointContext) -> Option<()> {
 /// Finds out whether a descriptor is a model file's, and remembers it; `None` if it is not.
 #[inline(always)]
 fn look(config: &Config, key: ReadFdKey, file: File) -> Option<()> {
+    // Before looking: what is opened meanwhile makes this void.
+    let opens = opens();
     let found = model_file(config, file, key.fd);
     let entry = match &found {
-        Some((file, _)) => ReadFd {
-            inode: file.inode,
-            device: file.device,
+        Some(model) => ReadFd {
+            inode: model.inode,
+            device: model.device,
             left: 0,
+            opens,
         },
         None => ReadFd {
             inode: 0,
             device: 0,
             left: LOOK_AGAIN,
+            opens,
         },
     };
     // Without room it is looked at again.

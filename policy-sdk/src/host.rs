@@ -27,7 +27,7 @@ pub struct ProcessInfo {
     pub parent: u32,
     /// Name of the first thread; a process can change it.
     pub comm: String,
-    /// Path of the executable; empty where unknown.
+    /// Path of the executable; only its end if it begins with `…/`; empty where unknown.
     pub exe: String,
     /// Workload that it belongs to.
     pub workload: u64,

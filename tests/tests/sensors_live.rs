@@ -18,12 +18,16 @@ mod driver_calls;
 mod gpu_commands;
 #[path = "sensors_live/inference.rs"]
 mod inference;
+#[path = "sensors_live/io_uring.rs"]
+mod io_uring;
 #[path = "sensors_live/maps.rs"]
 mod maps;
 #[path = "sensors_live/memory.rs"]
 mod memory;
 #[path = "sensors_live/net.rs"]
 mod net;
+#[path = "sensors_live/opens.rs"]
+mod opens;
 #[path = "sensors_live/pressure.rs"]
 mod pressure;
 #[path = "sensors_live/processes.rs"]
@@ -32,12 +36,16 @@ mod processes;
 mod quotas;
 #[path = "sensors_live/reads.rs"]
 mod reads;
+#[path = "sensors_live/reclaim.rs"]
+mod reclaim;
 #[path = "sensors_live/scope.rs"]
 mod scope;
 #[path = "sensors_live/support.rs"]
 mod support;
 #[path = "sensors_live/syscalls.rs"]
 mod syscalls;
+#[path = "sensors_live/tracing.rs"]
+mod tracing;
 
 use palisade::sensors::{Scope, SensorOptions};
 use palisade_abi::{Kind, LOSS_RING_BUFFER, SampleGpu, kind};

@@ -58,4 +58,6 @@ fn short_lived_processes_are_known_or_counted() {
     // Whoever executed a program is in the table when that is delivered: the record itself says who it is.
     assert_eq!(outcome.execs.unknown, 0, "{outcome}");
     assert_eq!(outcome.execs.resolved, outcome.execs.all, "{outcome}");
+    // The kernel tells the path with the record: nobody is gone too soon.
+    assert_eq!(outcome.execs.with_path, outcome.execs.all, "{outcome}");
 }

@@ -184,11 +184,45 @@ fn unescape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     const ID: &str = "3f4b8c0e5d6a7f8091a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708";
     const ID2: &str = "aaaabbbbccccddddeeeeffff00001111222233334444555566667777888899990";
     const UID: &str = "8e4b1a2c-3d4e-5f60-7182-93a4b5c6d7e8";
+
+    #[test]
+    fn a_container_is_found_by_the_beginning_of_its_id_and_counts_with_all_below_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            flavour: crate::identity::layout::Flavour::V2,
+            id_root: dir.path().into(),
+            controllers: std::collections::BTreeMap::new(),
+            unified: Some(dir.path().into()),
+        };
+        let id2 = &ID2[..64];
+        let outer = format!("/system.slice/docker-{ID}.scope");
+        let inner = format!("{outer}/docker/{id2}");
+        let beside = format!("/kubepods.slice/cri-containerd-{id2}.scope");
+        for path in [&inner, &beside, &"/system.slice/3f4b.service".to_owned()] {
+            std::fs::create_dir_all(layout.id_dir(path)).unwrap();
+        }
+        let found = |prefixes: &[&str]| {
+            let prefixes: Vec<String> = prefixes.iter().map(|&prefix| prefix.into()).collect();
+            let mut found = find(&layout, &prefixes, &mut |_| {});
+            for (id, path) in &found {
+                assert_eq!(layout.workload_id(path).unwrap(), *id);
+            }
+            found.sort_by(|a, b| a.1.cmp(&b.1));
+            found.into_iter().map(|(_, path)| path).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&["3f4b"]), [&*outer]);
+        assert_eq!(found(&[id2]), [&*beside, &*inner]);
+        // The inner one belongs to the outer one, which is watched with all below it.
+        assert_eq!(found(&["3f4b", "aaaa"]), [&*beside, &*outer]);
+        assert_eq!(found(&["4b8c"]), [""; 0]);
+        assert_eq!(found(&[]), [""; 0]);
+    }
 
     #[test]
     fn real_paths_give_their_container_pod_and_unit() {

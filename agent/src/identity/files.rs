@@ -3,8 +3,8 @@
 //! Invariant: paths are for people and for naming a model in a finding; nothing is opened or
 //! changed by them. A path that could not be checked against the inode is marked so.
 
-use super::proc;
-use palisade_abi::FileKey;
+use super::{is_whole, proc};
+use palisade_abi::{FileKey, NO_FD};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -12,11 +12,11 @@ use std::path::PathBuf;
 /// What is known of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileInfo {
-    /// Whole path as the opening process saw it, or only the last component. Lossy.
+    /// Whole path, or only its end: the last component, or what is behind `…/`. Lossy.
     pub path: String,
     /// Size when opened, bytes.
     pub bytes: u64,
-    /// The path led to that very inode when it was looked up.
+    /// The path led to that very inode when the kernel told it or when it was looked up.
     pub verified: bool,
 }
 
@@ -25,13 +25,18 @@ pub fn kernel_device(st_dev: u64) -> u32 {
     (rustix::fs::major(st_dev) << 20) | (rustix::fs::minor(st_dev) & 0xf_ffff)
 }
 
-/// Looks at the open descriptor while it lasts. `name` is the last component as the kernel saw it.
+/// `name` is the path as the kernel saw it. If that is not whole, the open descriptor is looked at while it
+/// lasts.
 pub(super) fn identify(key: FileKey, name: &str, pid: u32, fd: u32, bytes: u64) -> FileInfo {
     let bare = FileInfo {
         path: name.to_owned(),
         bytes,
-        verified: false,
+        verified: is_whole(name),
     };
+    if bare.verified || fd == NO_FD {
+        return bare;
+    }
+    let name = name.rsplit('/').next().unwrap_or_default();
     let link = PathBuf::from(format!("/proc/{pid}/fd/{fd}"));
     let (Some(path), Ok(meta)) = (proc::link(&link), fs::metadata(&link)) else {
         return bare;

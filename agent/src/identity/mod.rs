@@ -101,6 +101,9 @@ pub struct Stats {
     pub files_evicted: u64,
 }
 
+/// Paths of programs that are kept for `EXEC` records still to come: those of two batches.
+const EXECUTED_AHEAD: usize = 1024;
+
 /// The tables; clones share them.
 #[derive(Clone, Debug)]
 pub struct Tables(Arc<Inner>);
@@ -117,6 +120,8 @@ struct State {
     processes: Processes,
     workloads: Workloads,
     files: Bounded<(u32, u64), FileInfo>,
+    /// Paths of programs whose `EXEC` records are yet to come, by process id and time.
+    executed: Bounded<(u32, u64), String>,
 }
 
 impl Tables {
@@ -130,6 +135,7 @@ impl Tables {
                 processes: Processes::new(tick, limits.processes, limits.grace_ns),
                 workloads: Workloads::new(limits.workloads),
                 files: Bounded::new(limits.files),
+                executed: Bounded::new(EXECUTED_AHEAD),
             }),
         }))
     }
@@ -187,7 +193,7 @@ impl Tables {
                     process,
                     parent_pid: exec.parent,
                     comm: text(&exec.comm),
-                    exe: self.exe_of(process),
+                    exe: self.exe_of(process, header.time_ns),
                     workload,
                 }),
                 kind::FORK => record.get::<Fork>().map(|fork| Change::Fork {
@@ -262,10 +268,22 @@ impl Tables {
         })
     }
 
-    /// The executable of exactly that process, unless it is gone or another by now.
-    fn exe_of(&self, process: ProcessId) -> Option<String> {
-        let exe = proc::exe(process.pid)?;
-        proc::verify(process, self.tick()).ok().map(|_| exe)
+    /// The executable of exactly that process since `time_ns`: as the kernel told it with the record, else
+    /// from /proc, unless it is gone or another by now.
+    fn exe_of(&self, process: ProcessId, time_ns: u64) -> Option<String> {
+        let told = self.write().executed.remove(&(process.pid, time_ns));
+        if told.as_deref().is_some_and(is_whole) {
+            return told;
+        }
+        let exe = proc::exe(process.pid).filter(|_| proc::verify(process, self.tick()).is_ok());
+        exe.or(told)
+    }
+
+    /// Takes in the path of the program that an `EXEC` record still to come is about; see
+    /// [`ProcessInfo::exe`].
+    pub fn executed(&self, record: &Record, path: &str) {
+        let at = (record.header.pid, record.header.time_ns);
+        self.write().executed.insert(at, path.to_owned());
     }
 
     fn resolve(&self, id: Option<WorkloadId>, pid: Option<u32>, now_ns: u64) {
@@ -293,8 +311,8 @@ impl Tables {
         })
     }
 
-    /// Takes in a file's name as the kernel saw it when `pid` opened it as `fd`, and looks for its
-    /// whole path while the descriptor lasts.
+    /// Takes in a file's path as the kernel saw it when `pid` opened it as `fd`. If that is only its end, its
+    /// whole path is looked for while the descriptor lasts.
     pub fn file_named(&self, key: FileKey, name: &str, pid: u32, fd: u32, bytes: u64) {
         let info = files::identify(key, name, pid, fd, bytes);
         let mut state = self.write();
@@ -352,6 +370,11 @@ impl Tables {
             files_evicted: state.files.evicted(),
         }
     }
+}
+
+/// Whether a path that the kernel programs told goes up to the root.
+fn is_whole(path: &str) -> bool {
+    path.starts_with('/')
 }
 
 /// NUL-padded kernel text, lossy.

@@ -17,7 +17,8 @@ pub struct ProcessInfo {
     pub parent: Option<ProcessId>,
     /// Name of its first thread. It can change that itself: never decide by it.
     pub comm: String,
-    /// Executable's path; `None` for a kernel thread, or if it was gone too soon to tell.
+    /// Executable's path; only the end of it if it begins with `…/`. `None` for a kernel thread, or if
+    /// it was gone too soon to tell.
     pub exe: Option<String>,
     /// Its cgroup when last seen.
     pub workload: Option<WorkloadId>,

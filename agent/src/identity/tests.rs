@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod ended_leader;
+mod executed;
 
 use super::*;
 use palisade_abi::{Exit, Header, ModelFile, SampleSched};
@@ -317,6 +318,13 @@ fn a_file_gets_its_whole_path_while_its_descriptor_lasts() {
     let file = tables.file(key.device, key.inode).unwrap();
     assert!(file.verified && file.bytes == 5);
     assert_eq!(tables.file_path(1, 1), None);
+    // A path that the kernel told whole needs no descriptor; of an end, nothing more is found without one.
+    for (inode, told, verified) in [(1, "/srv/m.gguf", true), (2, "…/srv/m.gguf", false)] {
+        let key = FileKey { inode, ..key };
+        tables.file_named(key, told, pid, palisade_abi::NO_FD, 4);
+        let file = tables.file(key.device, inode).unwrap();
+        assert_eq!((file.path.as_str(), file.verified), (told, verified));
+    }
     // Kernel dev_t packs 20 bits of minor below the major; stat's does not.
     assert_eq!(kernel_device(rustix::fs::makedev(259, 300)), 0x1030_012c);
     let open = ModelFile::default();

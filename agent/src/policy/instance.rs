@@ -15,7 +15,7 @@ use super::quota::Quota;
 use super::settings::Setting;
 use super::strikes::{Strike, StrikeKind, tidy};
 use crate::batch::Batch;
-use palisade_abi::{FILE_NAME_SLOTS, Header, LOSS_SOURCES, Lost, Record, kind, words};
+use palisade_abi::{Header, LOSS_SOURCES, Lost, PATH_SLOTS, Record, kind, words};
 use palisade_core::{Power, Request};
 use std::ops::Range;
 use std::sync::Arc;
@@ -205,7 +205,7 @@ impl Instance {
         let records = &batch.records[..];
         while let Some(record) = records.get(at) {
             if record.header.kind == kind::FILE_NAME {
-                at = records.len().min(at + FILE_NAME_SLOTS);
+                at = records.len().min(at + PATH_SLOTS);
                 continue;
             }
             if wanted(self.mask, record.header.kind) {

@@ -9,7 +9,7 @@ use super::instance::wanted;
 use super::limits::Limits;
 use super::worker::Swap;
 use crate::batch::Batch;
-use palisade_abi::{FILE_NAME_SLOTS, Lost, RECORD_BYTES, Record, kind};
+use palisade_abi::{Lost, PATH_SLOTS, RECORD_BYTES, Record, kind};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
@@ -243,7 +243,7 @@ fn real(records: &[Record]) -> impl Iterator<Item = &Record> {
                 at += 1;
                 return Some(record);
             }
-            at += FILE_NAME_SLOTS;
+            at += PATH_SLOTS;
         }
     })
 }
@@ -323,7 +323,7 @@ mod tests {
         let mut name = exec();
         name.header.kind = kind::FILE_NAME;
         let mut records = vec![name];
-        records.extend([exec(); FILE_NAME_SLOTS - 1]);
+        records.extend([exec(); PATH_SLOTS - 1]);
         assert_eq!(kinds(&records), 0);
         assert_eq!(count(&records, u64::MAX), 0);
         records.push(exec());

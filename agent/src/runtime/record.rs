@@ -14,7 +14,7 @@ use crate::identity::{self, Tables};
 use crate::recording::Progress;
 use crate::sensors::{AttachReport, Sensors, Sink};
 use anyhow::{Context, Result};
-use palisade_abi::{FileKey, Lost, kind};
+use palisade_abi::{FileKey, Lost, Record, kind};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -164,5 +164,9 @@ impl Sink for RecordSink {
 
     fn file_name(&mut self, key: FileKey, name: &str, pid: u32, fd: u32, bytes: u64) {
         self.tables.file_named(key, name, pid, fd, bytes);
+    }
+
+    fn executed(&mut self, record: &Record, path: &str) {
+        self.tables.executed(record, path);
     }
 }

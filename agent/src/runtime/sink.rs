@@ -9,7 +9,7 @@ use crate::batch::Batch;
 use crate::identity::Tables;
 use crate::policy::Publisher;
 use crate::sensors::Sink;
-use palisade_abi::{FileKey, LOSS_SOURCES, Lost};
+use palisade_abi::{FileKey, LOSS_SOURCES, Lost, Record};
 use std::sync::mpsc::Sender;
 
 pub(super) struct AgentSink {
@@ -71,5 +71,9 @@ impl Sink for AgentSink {
 
     fn file_name(&mut self, key: FileKey, name: &str, pid: u32, fd: u32, bytes: u64) {
         self.tables.file_named(key, name, pid, fd, bytes);
+    }
+
+    fn executed(&mut self, record: &Record, path: &str) {
+        self.tables.executed(record, path);
     }
 }

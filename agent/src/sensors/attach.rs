@@ -243,20 +243,18 @@ impl Hooks {
         });
         let told = |program: &str| program_info::runs(ebpf.program(program)?.fd().ok()?);
         attached
-            .filter_map(|(hook, mut programs)| {
+            .map(|(hook, programs)| {
                 let sum = ProgramRuns {
                     hook: hook.name.into(),
                     kinds: hook.kinds,
                     ..ProgramRuns::default()
                 };
-                programs.try_fold(sum, |sum, program| {
-                    let one = told(program)?;
-                    Some(ProgramRuns {
-                        runs: sum.runs + one.run_cnt,
-                        run_ns: sum.run_ns + one.run_time_ns,
-                        skipped: sum.skipped + one.recursion_misses,
-                        ..sum
-                    })
+                // A program whose place the machine lacks is not loaded.
+                programs.filter_map(told).fold(sum, |sum, one| ProgramRuns {
+                    runs: sum.runs + one.run_cnt,
+                    run_ns: sum.run_ns + one.run_time_ns,
+                    skipped: sum.skipped + one.recursion_misses,
+                    ..sum
                 })
             })
             .collect()

@@ -1,7 +1,8 @@
-//! Ring-buffer entries into records and file names.
+//! Ring-buffer entries into records and paths.
 
+use super::path;
 use bytemuck::Zeroable;
-use palisade_abi::{FILE_NAME_SLOTS, FileKey, FileName, ModelFile, RECORD_BYTES, Record, kind};
+use palisade_abi::{FileKey, FilePath, ModelFile, PATH_SLOTS, RECORD_BYTES, Record, kind};
 
 /// One entry of the ring buffer.
 #[derive(Debug, PartialEq)]
@@ -12,7 +13,7 @@ pub(super) enum Entry {
     Name {
         /// Which file.
         key: FileKey,
-        /// Last component of its path; what is not UTF-8 is replaced.
+        /// Its path; see [`path::text`]. Empty if it is unknown.
         name: String,
         /// Whose descriptor.
         pid: u32,
@@ -21,7 +22,14 @@ pub(super) enum Entry {
         /// Size of the file, bytes.
         bytes: u64,
     },
-    /// Neither.
+    /// A record for policies, and the path of what was executed.
+    Executed {
+        /// The record.
+        record: Record,
+        /// See [`path::text`].
+        path: Option<String>,
+    },
+    /// None of these.
     Malformed,
 }
 
@@ -36,33 +44,38 @@ pub(super) fn decode(bytes: &[u8]) -> Entry {
                 _ => Entry::Malformed,
             }
         }
-        length if length == FILE_NAME_SLOTS * RECORD_BYTES => named(bytes),
+        length if length == PATH_SLOTS * RECORD_BYTES => with_path(bytes),
         _ => Entry::Malformed,
     }
 }
 
-fn named(bytes: &[u8]) -> Entry {
+fn with_path(bytes: &[u8]) -> Entry {
     let (head, tail) = bytes.split_at(RECORD_BYTES);
     let mut record = Record::zeroed();
     bytemuck::bytes_of_mut(&mut record).copy_from_slice(head);
-    if record.header.kind != kind::FILE_NAME || tail.len() != size_of::<FileName>() {
+    let mut path = FilePath::zeroed();
+    if tail.len() != size_of::<FilePath>() {
         return Entry::Malformed;
     }
-    let file: ModelFile = bytemuck::cast(record.body);
-    let end = tail
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(tail.len());
-    Entry::Name {
-        key: FileKey {
-            inode: file.inode,
-            device: file.device,
-            pad: 0,
-        },
-        name: String::from_utf8_lossy(&tail[..end]).into_owned(),
-        pid: record.header.pid,
-        fd: file.fd,
-        bytes: file.bytes,
+    bytemuck::bytes_of_mut(&mut path).copy_from_slice(tail);
+    let path = path::text(&path);
+    match record.header.kind {
+        kind::EXEC => Entry::Executed { record, path },
+        kind::FILE_NAME => {
+            let file: ModelFile = bytemuck::cast(record.body);
+            Entry::Name {
+                key: FileKey {
+                    inode: file.inode,
+                    device: file.device,
+                    pad: 0,
+                },
+                name: path.unwrap_or_default(),
+                pid: record.header.pid,
+                fd: file.fd,
+                bytes: file.bytes,
+            }
+        }
+        _ => Entry::Malformed,
     }
 }
 
@@ -88,9 +101,11 @@ mod tests {
         };
         head.header.kind = kind::FILE_NAME;
         head.header.pid = 77;
-        let mut name = [0_u8; size_of::<FileName>()];
-        name[..6].copy_from_slice(b"a.gguf");
-        let bytes = [bytemuck::bytes_of(&head), &name].concat();
+        let mut path = FilePath::zeroed();
+        path.names[..11].copy_from_slice(b"a.gguf\0tmp\0");
+        (path.length, path.flags) = (11, palisade_abi::PATH_WHOLE);
+        let path = bytemuck::bytes_of(&path);
+        let bytes = [bytemuck::bytes_of(&head), path].concat();
         let Entry::Name {
             key,
             name,
@@ -103,14 +118,17 @@ mod tests {
         };
         assert_eq!(
             (key.inode, key.device, name.as_str(), pid, fd, size),
-            (12, 8 << 20, "a.gguf", 77, 3, 99)
+            (12, 8 << 20, "/tmp/a.gguf", 77, 3, 99)
         );
         assert_eq!(decode(bytemuck::bytes_of(&head)), Entry::Malformed);
+        let bytes = [bytemuck::bytes_of(&record), path].concat();
+        let path = Some("/tmp/a.gguf".into());
+        assert_eq!(decode(&bytes), Entry::Executed { record, path });
     }
 
     #[test]
     fn no_length_and_no_byte_panics() {
-        for length in 0..700 {
+        for length in 0..900 {
             let bytes: Vec<u8> = (0..length).map(|at| (at * 37 + length) as u8).collect();
             let _ = decode(&bytes);
             let _ = decode(&vec![0xff; length]);

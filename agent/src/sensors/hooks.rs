@@ -5,6 +5,7 @@ mod cpu;
 mod cuda;
 mod memory;
 mod net;
+mod opens;
 mod reads;
 
 use super::{Way, offsets::Group};
@@ -80,6 +81,20 @@ pub(super) enum Rung {
         /// Arguments that the program at the entry reads.
         words: usize,
     },
+    /// Security hook.
+    Lsm {
+        /// Program in the object.
+        program: &'static str,
+        /// Hook.
+        hook: &'static str,
+    },
+    /// Tracepoints of several system calls' exits, together.
+    Returns {
+        /// Programs in the object, one a tracepoint.
+        programs: &'static [&'static str],
+        /// `sys_exit_*`: the first must be there, the others are left out where the machine lacks them.
+        points: &'static [&'static str],
+    },
 }
 
 impl Rung {
@@ -89,11 +104,14 @@ impl Rung {
             Rung::Btf { program, .. }
             | Rung::Raw { program, .. }
             | Rung::Fexit { program, .. }
+            | Rung::Lsm { program, .. }
             | Rung::Syscall { program, .. } => (Some(program), None, &[]),
             Rung::Kretprobe { entry, program, .. }
             | Rung::FentryFexit { entry, program, .. }
             | Rung::SyscallPair { entry, program, .. } => (Some(program), Some(entry), &[]),
-            Rung::Uprobe { programs, .. } => (None, None, programs),
+            Rung::Uprobe { programs, .. } | Rung::Returns { programs, .. } => {
+                (None, None, programs)
+            }
         };
         first.into_iter().chain(second).chain(more.iter().copied())
     }
@@ -106,7 +124,10 @@ impl Rung {
             Rung::Fexit { .. } | Rung::FentryFexit { .. } => Way::Fexit,
             Rung::Kretprobe { .. } => Way::Kprobe,
             Rung::Uprobe { .. } => Way::Uprobe,
-            Rung::Syscall { .. } | Rung::SyscallPair { .. } => Way::Tracepoint,
+            Rung::Syscall { .. } | Rung::SyscallPair { .. } | Rung::Returns { .. } => {
+                Way::Tracepoint
+            }
+            Rung::Lsm { .. } => Way::Lsm,
         }
     }
 
@@ -121,6 +142,8 @@ impl Rung {
             Rung::Uprobe { symbols, .. } => format!("{way}:{}", symbols.join(",")),
             Rung::Syscall { point, .. } => format!("{way}:syscalls:{point}"),
             Rung::SyscallPair { call, .. } => format!("{way}:syscalls:sys_{{enter,exit}}_{call}"),
+            Rung::Lsm { hook, .. } => format!("{way}:{hook}"),
+            Rung::Returns { points, .. } => format!("{way}:syscalls:{}", points.join(",")),
         }
     }
 }
@@ -146,7 +169,6 @@ pub(super) const GPU: u64 = Kind::GpuEnter.bit()
     | Kind::SampleGpuCommand.bit();
 pub(super) const MAPS: u64 = Kind::Mmap.bit() | Kind::ModelMap.bit() | Kind::SampleMaps.bit();
 pub(super) const UNMAPS: u64 = Kind::Munmap.bit() | Kind::SampleMaps.bit();
-const OPENS: u64 = Kind::ModelOpen.bit() | Kind::FileName.bit() | reads::READS;
 /// The kinds whose per-process state is given up at the process's end.
 pub(super) const NEED_EXIT: u64 = GPU
     | MAPS
@@ -245,6 +267,7 @@ pub(super) use net::{SOCKETS, TRANSFERS};
 pub(super) fn all() -> impl Iterator<Item = &'static Hook> {
     HOOKS
         .iter()
+        .chain(opens::HOOKS)
         .chain(cpu::HOOKS)
         .chain(memory::HOOKS)
         .chain(net::HOOKS)
@@ -312,36 +335,6 @@ const HOOKS: &[Hook] = &[
         "unmap_exit",
         "munmap"
     ),
-    Hook {
-        optional: true,
-        ..syscall!(
-            "model open (open)",
-            OPENS,
-            &[Group::Files],
-            "model_open",
-            "sys_exit_open",
-            1
-        )
-    },
-    syscall!(
-        "model open (openat)",
-        OPENS,
-        &[Group::Files],
-        "model_openat",
-        "sys_exit_openat",
-        1
-    ),
-    Hook {
-        optional: true,
-        ..syscall!(
-            "model open (openat2)",
-            OPENS,
-            &[Group::Files],
-            "model_openat2",
-            "sys_exit_openat2",
-            1
-        )
-    },
 ];
 
 /// The kinds that a hook makes. That at a process's end only clears up after [`NEED_EXIT`].

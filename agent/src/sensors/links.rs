@@ -11,23 +11,27 @@ use super::{
     cuda,
     hooks::Rung,
     places::Places,
-    tracefs,
+    tracefs::{self, TracefsError},
 };
 use aya::{
     Btf, Ebpf, Endianness,
     programs::{
-        BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
-        UProbe,
+        BtfTracePoint, FEntry, FExit, KProbe, Lsm, Program, ProgramError, RawTracePoint,
+        TracePoint, UProbe,
         fentry::FEntryLinkId,
         fexit::FExitLinkId,
         kprobe::KProbeLinkId,
+        lsm::LsmLinkId,
         raw_trace_point::RawTracePointLinkId,
         tp_btf::BtfTracePointLinkId,
         trace_point::TracePointLinkId,
         uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope},
     },
 };
-use std::{cell::OnceCell, path::Path};
+use std::{cell::OnceCell, fs, path::Path};
+
+/// The kernel's active security modules, by comma.
+const ACTIVE_LSM: &str = "/sys/kernel/security/lsm";
 
 enum Link {
     Btf(BtfTracePointLinkId),
@@ -37,6 +41,7 @@ enum Link {
     Kprobe(KProbeLinkId),
     Point(TracePointLinkId),
     Uprobe(UProbeLinkId),
+    Lsm(LsmLinkId),
 }
 
 /// A rung that is attached. Dropping it does not detach it.
@@ -182,6 +187,25 @@ impl Attacher<'_> {
                     add(name, loaded.attach("syscalls", &point).map(Link::Point))
                 })
             }
+            Rung::Lsm { program, hook } => {
+                active_lsm()?;
+                let loaded = program!(self, program, Lsm, |it| it.load(hook, self.types.get()?));
+                add(program, loaded.attach().map(Link::Lsm))
+            }
+            Rung::Returns { programs, points } => {
+                let tracefs = tracefs::ensure()?;
+                for (name, point) in programs.iter().copied().zip(points) {
+                    match tracefs::check(&tracefs, "syscalls", point, 1) {
+                        Err(TracefsError::NoSuchTracepoint { .. }) if name != programs[0] => {
+                            continue;
+                        }
+                        checked => checked?,
+                    }
+                    let loaded = program!(self, name, TracePoint, |it| it.load());
+                    add(name, loaded.attach("syscalls", point).map(Link::Point))?;
+                }
+                Ok(())
+            }
             Rung::Uprobe { programs, symbols } => {
                 let library = cuda::Library::find(self.cuda_library, symbols)?;
                 to.place = library.place();
@@ -223,7 +247,23 @@ fn detach(program: &mut Program, link: Link) -> Result<(), ProgramError> {
         Link::Kprobe(link) => <&mut KProbe>::try_from(program)?.detach(link),
         Link::Point(link) => <&mut TracePoint>::try_from(program)?.detach(link),
         Link::Uprobe(link) => <&mut UProbe>::try_from(program)?.detach(link),
+        Link::Lsm(link) => <&mut Lsm>::try_from(program)?.detach(link),
     }
+}
+
+/// Whether the kernel runs programs at security hooks. Where it does not, they can be attached all the
+/// same, and are never run.
+fn active_lsm() -> Result<(), SensorError> {
+    let active = fs::read_to_string(ACTIVE_LSM).map_err(|error| SensorError::NoLsm {
+        active: format!("{ACTIVE_LSM}: {error}"),
+    })?;
+    let active = active.trim();
+    if active.split(',').any(|name| name == "bpf") {
+        return Ok(());
+    }
+    Err(SensorError::NoLsm {
+        active: active.into(),
+    })
 }
 
 fn not_there(program: &str) -> SensorError {

@@ -12,6 +12,7 @@ use super::{
     in_flight::InFlightView,
     net_offsets::{resolve_net, resolve_pci},
     offsets::{self, Group},
+    path::resolve_path,
     pids::{Pids, resolve_exec},
     places::Places,
     pod::Plain,
@@ -100,6 +101,8 @@ impl Sensors {
         missing.extend(reads_missing);
         let (exec, exec_missing) = resolve_exec(&types);
         missing.extend(exec_missing);
+        let (paths, paths_missing) = resolve_path(&types);
+        missing.extend(paths_missing);
         let places = Places::find(&types);
         drop(types);
         if let Some(missing) = missing
@@ -113,6 +116,7 @@ impl Sensors {
         let (offsets, net, pci) = (Plain(offsets), Plain(net), Plain(pci));
         let cpu = Plain(cpu);
         let (reads, exec, registers) = (Plain(reads), Plain(exec), Plain(registers));
+        let paths = Plain(paths);
         let ring_bytes = options.ring_bytes.clamp(PAGE, MAX_RING).next_power_of_two();
         let classes = options
             .devices
@@ -129,6 +133,7 @@ impl Sensors {
             .override_global("OFFSETS_READS", &reads, true)
             .override_global("OFFSETS_SYSCALL", &registers, true)
             .override_global("OFFSETS_EXEC", &exec, true)
+            .override_global("OFFSETS_PATH", &paths, true)
             .override_global("OFFSETS_NET", &net, true)
             .override_global("OFFSETS_PCI", &pci, true)
             .map_max_entries("EVENTS", ring_bytes)

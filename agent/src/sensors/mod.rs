@@ -26,6 +26,7 @@ mod losses;
 mod map_batch;
 mod net_offsets;
 mod offsets;
+mod path;
 mod pids;
 mod places;
 mod pod;
@@ -154,6 +155,8 @@ pub enum Way {
     Tracepoint,
     /// Function of a library, by breakpoint.
     Uprobe,
+    /// Security hook.
+    Lsm,
 }
 
 impl Way {
@@ -165,6 +168,7 @@ impl Way {
         Way::Kprobe,
         Way::Tracepoint,
         Way::Uprobe,
+        Way::Lsm,
     ];
 
     /// As people write it, and as reports begin a place with.
@@ -176,6 +180,7 @@ impl Way {
             Way::Kprobe => "kprobe",
             Way::Tracepoint => "tracepoint",
             Way::Uprobe => "uprobe",
+            Way::Lsm => "lsm",
         }
     }
 
@@ -252,6 +257,14 @@ pub enum SensorError {
     /// The options leave this way of attaching out.
     #[error("left out by the configuration ([sensors] avoid)")]
     Avoided,
+    /// The kernel runs no programs at its security hooks.
+    #[error(
+        "bpf is not among the active security modules ({active}); the boot parameter lsm= names them"
+    )]
+    NoLsm {
+        /// Those that are, or why they are unknown.
+        active: String,
+    },
     /// CUDA's library cannot be watched.
     #[error(transparent)]
     Cuda(#[from] CudaError),

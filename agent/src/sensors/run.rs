@@ -47,9 +47,12 @@ const RUNS_EVERY_NS: u64 = 1_000_000_000;
 pub trait Sink {
     /// Records, oldest first.
     fn batch(&mut self, batch: Batch);
-    /// The name of a file that a later `MODEL_OPEN` or `MODEL_MAP` is about: last component of its
-    /// path, and the descriptor under which it could be looked up.
+    /// The file that a later `MODEL_OPEN` or `MODEL_MAP` is about: its path as the kernel tells it, from
+    /// the root or, beginning with `…/`, only the end of it, and the descriptor under which it could
+    /// be looked up ([`palisade_abi::NO_FD`]: unknown).
     fn file_name(&mut self, key: FileKey, name: &str, pid: u32, fd: u32, bytes: u64);
+    /// The path, in the same form, of the program that a later `EXEC` record is about.
+    fn executed(&mut self, _record: &Record, _path: &str) {}
 }
 
 /// Numbers about the sensors themselves.
@@ -310,10 +313,15 @@ impl Sensors {
                             .ended((record.header.pid, record.header.start_ns));
                         self.pids.ended(record.header.pid, record.header.start_ns);
                     }
-                    if record
-                        .kind()
-                        .is_some_and(|kind| self.wanted & kind.bit() != 0)
-                    {
+                    if wants(self.wanted, &record) {
+                        records.push(record);
+                    }
+                }
+                Entry::Executed { record, path } => {
+                    if wants(self.wanted, &record) {
+                        if let Some(path) = path {
+                            turn.sink.executed(&record, &path);
+                        }
                         records.push(record);
                     }
                 }
@@ -399,6 +407,10 @@ impl Sensors {
         };
         (kinds | before != 0).then(|| Record::new(header, body))
     }
+}
+
+fn wants(kinds: u64, record: &Record) -> bool {
+    record.kind().is_some_and(|kind| kinds & kind.bit() != 0)
 }
 
 impl Turn<'_> {

@@ -91,7 +91,7 @@ body! {
         bytes: u64,
         /// Device of the file system, kernel `dev_t` (`major << 20 | minor`).
         device: u32,
-        /// File descriptor.
+        /// File descriptor; [`crate::NO_FD`] where the kernel does not tell it.
         fd: u32,
     }
 }

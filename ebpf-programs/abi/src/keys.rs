@@ -8,8 +8,6 @@ pub const ANY_MINOR: u32 = u32::MAX;
 pub const MAX_CGROUP_DEPTH: u32 = 16;
 /// Bytes of a model-file suffix without its dot, NUL padded.
 pub const MODEL_SUFFIX_BYTES: usize = 16;
-/// 64-byte slots of a `FILE_NAME` entry: the header's and the name's.
-pub const FILE_NAME_SLOTS: usize = 5;
 /// Time after a wake-up of the agent in which records are submitted without another one,
 /// nanoseconds. The agent must look again on its own not sooner than this after it read the ring.
 pub const QUIET_NS: u64 = 500_000;
@@ -362,15 +360,6 @@ pub struct FileKey {
     pub pad: u32,
 }
 
-/// The name that follows the header in a `FILE_NAME` entry: last component, NUL padded.
-/// The slots after the header's are these bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct FileName {
-    /// The name's bytes; longer names are cut.
-    pub bytes: [u8; 256],
-}
-
 /// Losses seen on one CPU for one workload, by [`LOSS_SOURCES`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -522,7 +511,6 @@ pub struct SyscallOffsets {
 }
 
 const _: () = {
-    assert!(size_of::<FileName>() == (FILE_NAME_SLOTS - 1) * crate::RECORD_BYTES);
     assert!(size_of::<CountersKey>() == 24);
     assert!(size_of::<GpuCountersKey>() == 24);
     assert!(size_of::<HistogramKey>() == 24);

@@ -2,7 +2,8 @@
 
 /// Records were lost before they could be delivered; body [`crate::Lost`].
 pub const LOST: u16 = 1;
-/// A process executed a new program; body [`crate::Exec`].
+/// A process executed a new program; body [`crate::Exec`]. The kernel sends the executable's path
+/// ([`crate::FilePath`]) behind it, for the agent's process table.
 pub const EXEC: u16 = 2;
 /// A process ended (its last thread); body [`crate::Exit`].
 pub const EXIT: u16 = 3;
@@ -27,7 +28,8 @@ pub const SAMPLE_SCHED: u16 = 11;
 pub const SAMPLE_MAPS: u16 = 12;
 /// Driver calls of one process on one device class in one window; body [`crate::SampleGpu`].
 pub const SAMPLE_GPU: u16 = 13;
-/// Name of a file seen by `MODEL_OPEN`; several slots; for the agent's file table only.
+/// Path of a file seen by `MODEL_OPEN`; several slots ([`crate::FilePath`]); for the agent's file table
+/// only.
 pub const FILE_NAME: u16 = 14;
 /// Records of some kinds cannot be had on this kernel; body [`crate::Absent`]. Told to every policy that
 /// subscribed to one of them, at its load and when that changes.

@@ -22,6 +22,8 @@ pub struct ReadFd {
     pub device: u32,
     /// Reads until a descriptor that is none is looked at again.
     pub left: u32,
+    /// Opens of model files on the host when it was looked at.
+    pub opens: u64,
 }
 
 /// Offsets and values that differ between kernels and machines; see [`crate::Offsets`].

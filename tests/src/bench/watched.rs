@@ -77,7 +77,8 @@ impl Counted {
                     self.execs.resolved += u64::from(
                         !info.comm.is_empty() && info.parent.is_some() && info.workload.is_some(),
                     );
-                    self.execs.with_path += u64::from(info.exe.is_some());
+                    self.execs.with_path +=
+                        u64::from(info.exe.is_some_and(|path| path.starts_with('/')));
                 }
             }
         }
@@ -104,6 +105,10 @@ impl Sink for CountingSink {
 
     fn file_name(&mut self, key: FileKey, name: &str, pid: u32, fd: u32, bytes: u64) {
         self.tables.file_named(key, name, pid, fd, bytes);
+    }
+
+    fn executed(&mut self, record: &Record, path: &str) {
+        self.tables.executed(record, path);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Memory: page faults agree with `getrusage`, stalls and victims of a cgroup at its limit are told.
+//! Memory: page faults agree with `getrusage`, victims of a cgroup at its limit are told.
 //!
 //! Invariants: the limits are those of cgroups that the test made; only its own children are killed.
 
@@ -8,12 +8,12 @@ use crate::{
 };
 use nix::{libc, sys::wait::WaitStatus, unistd::Pid};
 use palisade::identity::layout::Layout;
-use palisade_abi::{Kind, OomVictim, SampleFaults, SampleReclaim, kind};
+use palisade_abi::{Kind, OomVictim, SampleFaults, kind};
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::Read as _,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -22,7 +22,7 @@ use std::{
 const PAGE: usize = 4096;
 
 /// Fresh anonymous memory, without huge pages.
-fn fresh(pages: usize) -> *mut u8 {
+pub fn fresh(pages: usize) -> *mut u8 {
     // SAFETY: fresh memory, handed out as an address only.
     unsafe {
         let at = libc::mmap(
@@ -38,7 +38,7 @@ fn fresh(pages: usize) -> *mut u8 {
     }
 }
 
-fn touch(at: *mut u8, pages: usize) {
+pub fn touch(at: *mut u8, pages: usize) {
     for page in 0..pages {
         // SAFETY: within what `fresh` mapped.
         unsafe { at.add(page * PAGE).write_volatile(1) };
@@ -113,11 +113,11 @@ fn page_faults_are_counted_exactly_by_the_mode_they_were_taken_in() {
 }
 
 /// A memory cgroup of the test's own.
-struct Limited(PathBuf);
+pub struct Limited(pub PathBuf);
 
 impl Limited {
     /// `None` where there is no controller. `file` is the limit on v2; v1 has one only.
-    fn new(file: &str, bytes: u64) -> Option<Self> {
+    pub fn new(file: &str, bytes: u64) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let layout = Layout::detect().ok()?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -148,7 +148,7 @@ impl Drop for Limited {
 }
 
 /// Puts the child into the limited cgroup, and into `inside` where that is another hierarchy.
-fn limit(inside: &Cgroup, limited: &Limited, pid: Pid) -> u64 {
+pub fn limit(inside: &Cgroup, limited: &Limited, pid: Pid) -> u64 {
     inside.take(pid);
     limited.take(pid);
     let layout = Layout::detect().expect("a cgroup hierarchy");
@@ -157,61 +157,6 @@ fn limit(inside: &Cgroup, limited: &Limited, pid: Pid) -> u64 {
     } else {
         inside.id()
     }
-}
-
-#[test]
-fn a_cgroup_at_its_limit_stalls_those_who_need_memory() {
-    const LIMIT: usize = 8 << 20;
-    let name = "a_cgroup_at_its_limit_stalls_those_who_need_memory";
-    let Some(object) = object(name) else {
-        return;
-    };
-    let Some(limited) = Limited::new("memory.high", LIMIT as u64) else {
-        eprintln!("SKIPPED {name}: no memory controller");
-        return;
-    };
-    let inside = Cgroup::new();
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join(format!("palisade-test-{}-cache", std::process::id()));
-    let (file, soft) = (path.clone(), limited.0.join("memory.high").exists());
-    let child = Child::new(move || {
-        if soft {
-            // A little over a limit that nobody is killed for.
-            let pages = (LIMIT + (1 << 20)) / PAGE;
-            touch(fresh(pages), pages);
-            return 0;
-        }
-        // Three times the limit in the page cache, which can be given up, but only by whoever needs
-        // more.
-        let chunk = vec![1_u8; 1 << 20];
-        let written = fs::File::create(&file).and_then(|mut file| {
-            (0..3 * LIMIT / chunk.len()).try_for_each(|_| {
-                file.write_all(&chunk)?;
-                file.sync_data()
-            })
-        });
-        i32::from(written.is_err())
-    });
-    let workload = limit(&inside, &limited, child.pid);
-    let mut options = options(&[&inside], &[Kind::SampleReclaim]);
-    options.scope = palisade::sensors::Scope::Cgroups(vec![palisade_core::WorkloadId(workload)]);
-    let watch = Watch::new(object, options);
-    child.start();
-    child.wait_done();
-    let pid = child.pid;
-    let handle = watch.handle.clone();
-    let seen = watch.stop();
-    tell_costs(&handle);
-    let code = child.finish();
-    let _ = fs::remove_file(&path);
-    assert_eq!(code, 0);
-    seen.assert_none_lost_but_skipped();
-    seen.assert_from(pid, workload);
-    let samples: Vec<SampleReclaim> = seen.bodies(kind::SAMPLE_RECLAIM);
-    let stalls: u32 = samples.iter().map(|s| s.memcg).sum();
-    let stalled_ns: u64 = samples.iter().map(|s| s.memcg_ns).sum();
-    assert!(stalls > 0, "{samples:?}");
-    assert!(stalled_ns > 0, "{samples:?}");
 }
 
 #[test]

@@ -276,5 +276,5 @@ fn a_model_opened_before_is_found_with_its_first_read_and_named_once() {
         .iter()
         .map(|(_, name, _)| name.as_str())
         .collect();
-    assert_eq!(names, ["early.gguf"]);
+    assert_eq!(names, [whole(&path)]);
 }

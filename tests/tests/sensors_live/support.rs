@@ -29,7 +29,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::MetadataExt,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -177,7 +177,10 @@ impl Drop for Child {
 #[derive(Default)]
 pub struct Seen {
     pub records: Vec<Record>,
+    /// Paths of model files, and who opened them.
     pub names: Vec<(FileKey, String, u32)>,
+    /// Paths of executed programs, and who executed them.
+    pub programs: Vec<(u32, String)>,
     windows: u64,
     next_seq: u64,
 }
@@ -206,12 +209,17 @@ impl Sink for Collector {
         seen.records.extend(batch.records.iter());
     }
 
-    fn file_name(&mut self, key: FileKey, name: &str, pid: u32, _fd: u32, _bytes: u64) {
+    fn file_name(&mut self, key: FileKey, path: &str, pid: u32, _fd: u32, _bytes: u64) {
         self.seen
             .lock()
             .expect("lock")
             .names
-            .push((key, name.to_owned(), pid));
+            .push((key, path.to_owned(), pid));
+    }
+
+    fn executed(&mut self, record: &Record, path: &str) {
+        let mut seen = self.seen.lock().expect("lock");
+        seen.programs.push((record.header.pid, path.to_owned()));
     }
 }
 
@@ -403,6 +411,12 @@ pub fn ptmx() -> OwnedFd {
 
 pub fn null() -> OwnedFd {
     open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).expect("/dev/null")
+}
+
+/// A path as the kernel programs tell it: from the root of the mount namespace. A guest's tests run in a folder of it.
+pub fn whole(path: &Path) -> String {
+    let root = std::env::var_os("PALISADE_VM").map_or("", |_| "/host");
+    format!("{root}{}", path.display())
 }
 
 /// Start of a process in clock ticks, from /proc.

@@ -5,7 +5,7 @@ use super::super::{
 };
 use super::guest::{self, GOOD, Guest};
 use super::*;
-use palisade_abi::{FILE_NAME_SLOTS, Lost, kind};
+use palisade_abi::{Lost, PATH_SLOTS, kind};
 
 fn instance(guest: &Guest) -> Instance {
     let folder = tempfile::tempdir().unwrap();
@@ -49,7 +49,7 @@ fn only_subscribed_records_are_seen_and_names_are_skipped() {
     name.header.kind = kind::FILE_NAME;
     records.push(name);
     // The slots of a name are any bytes: also ones that look like a record.
-    records.extend([numbered(77); FILE_NAME_SLOTS - 1]);
+    records.extend([numbered(77); PATH_SLOTS - 1]);
     let mut foreign = numbered(5);
     foreign.header.kind = 60_000;
     records.push(foreign);
