@@ -31,8 +31,42 @@ pub fn bpf_stats() -> Option<bool> {
     Some(text.trim() != "0")
 }
 
-/// CPU time of all CPUs since the boot in clock ticks: all of it, and what a hypervisor took away.
-pub fn cpu_ticks() -> (u64, u64) {
+/// CPU time of all CPUs since the boot, in clock ticks, or between two moments.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuTicks {
+    busy: u64,
+    steal: u64,
+}
+
+impl CpuTicks {
+    /// Seconds in which something ran.
+    pub fn busy(self) -> f64 {
+        seconds(self.busy)
+    }
+
+    /// Seconds that a hypervisor took away.
+    pub fn steal(self) -> f64 {
+        seconds(self.steal)
+    }
+}
+
+impl std::ops::Sub for CpuTicks {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            busy: self.busy.saturating_sub(earlier.busy),
+            steal: self.steal.saturating_sub(earlier.steal),
+        }
+    }
+}
+
+fn seconds(ticks: u64) -> f64 {
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
+/// CPU time of all CPUs so far.
+pub fn cpu_ticks() -> CpuTicks {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     let numbers: Vec<u64> = text
         .lines()
@@ -42,9 +76,10 @@ pub fn cpu_ticks() -> (u64, u64) {
         .skip(1)
         .filter_map(|word| word.parse().ok())
         .collect();
+    let at = |index: usize| numbers.get(index).copied().unwrap_or(0);
     // user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user.
-    (
-        numbers.iter().take(8).sum(),
-        numbers.get(7).copied().unwrap_or(0),
-    )
+    CpuTicks {
+        busy: at(0) + at(1) + at(2) + at(5) + at(6),
+        steal: at(7),
+    }
 }
