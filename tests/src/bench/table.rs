@@ -190,7 +190,9 @@ fn controls(text: &mut String, counted: &[Block]) -> fmt::Result {
                 text,
                 "  control {:<10} {name:>10}: true {truth:.2} %, 95 % interval {lower:.2} to {upper:.2} %: {}; resolution {:.2} points",
                 variant.name(),
-                if (lower..=upper).contains(&truth) {
+                if upper.is_infinite() {
+                    "too few blocks"
+                } else if (lower..=upper).contains(&truth) {
                     "holds"
                 } else {
                     "DOES NOT HOLD"

@@ -131,15 +131,17 @@ enum Running {
 }
 
 impl Tracer {
-    /// Starts it and waits until it traces. An error says why it cannot be run here.
-    pub fn start(variant: Variant, cpus: &[usize]) -> Result<Self> {
+    /// Starts it and waits until it traces. The control that burns does so on these CPUs and in the load's cgroup: one of
+    /// its own would be given the CPU too late to use its part within a slice. An error says why it cannot be run here.
+    pub fn start(variant: Variant, cpus: &[usize], load: &TestCgroup) -> Result<Self> {
         let cgroup = TestCgroup::new("tracer")?;
+        prefer(&cgroup)?;
         let running = match variant {
             Variant::Again => {
                 std::thread::sleep(IDLE);
                 Running::Nothing
             }
-            Variant::Burn => burn(&cgroup, cpus)?,
+            Variant::Burn => burn(load, cpus)?,
             Variant::Palisade => agent(&cgroup, false)?,
             Variant::PalisadeAll => agent(&cgroup, true)?,
             Variant::Bpftrace => bpftrace(&cgroup, "default.bt")?,
@@ -221,6 +223,17 @@ fn agent(cgroup: &TestCgroup, all_signals: bool) -> Result<Running> {
     let agent = Agent::start(&configuration(all_signals))?;
     adopt(cgroup, agent.ward.pid())?;
     Ok(Running::Agent(agent))
+}
+
+/// Gives a cgroup the CPU before all others: a busy machine keeps the few threads of one with a weight like the load's
+/// waiting for a tenth of a second, and a tracer that is kept waiting does less.
+fn prefer(cgroup: &TestCgroup) -> Result<()> {
+    let written = [("cpu.weight", "10000"), ("cpu.shares", "262144")]
+        .map(|(name, most)| std::fs::write(cgroup.cpu_file(name), most));
+    if written.iter().all(Result::is_err) {
+        bail!("a tracer's cgroup cannot be preferred: {written:?}");
+    }
+    Ok(())
 }
 
 /// Moves a process into a cgroup, with all its threads and children.

@@ -168,6 +168,11 @@ impl Prepared {
         Ok(made)
     }
 
+    /// Where it runs.
+    pub fn cgroup(&self) -> &TestCgroup {
+        &self.cgroup
+    }
+
     /// CPU time of its processes so far, seconds.
     pub fn cpu_seconds(&self) -> f64 {
         cgroup_cpu_seconds(&self.cgroup).unwrap_or(0.0)

@@ -10,7 +10,7 @@ use palisade_tests::bench::table::tables;
 use palisade_tests::bench::tracers::{Tracer, Variant};
 use palisade_tests::bench::workloads::{Prepared, Workload};
 use palisade_tests::bench::{python, report};
-use palisade_tests::cannot_run_live;
+use palisade_tests::{TestCgroup, cannot_run_live};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -109,12 +109,13 @@ impl Bench {
             "CPUs {cpus:?}: all of a load is pinned, the same on each; tracers are not pinned"
         );
         let mut variants = Vec::new();
+        let trial = TestCgroup::new("trial")?;
         for variant in Variant::ALL {
             if !arguments.lists("variants", variant.name()) {
                 continue;
             }
             // A start and an end that count for nothing: they show whether it can be run at all.
-            match Tracer::start(variant, &cpus).and_then(Tracer::end) {
+            match Tracer::start(variant, &cpus, &trial).and_then(Tracer::end) {
                 Ok(()) => variants.push(variant),
                 Err(error) => absent.push((variant.name(), format!("{error:#}"))),
             }
@@ -184,9 +185,11 @@ impl Bench {
                         Tracer::end(running)?;
                         None
                     }
-                    None => Some(Tracer::start(variant, &self.cpus).with_context(|| {
-                        format!("{} ran before and does not now", variant.name())
-                    })?),
+                    None => Some(
+                        Tracer::start(variant, &self.cpus, load.cgroup()).with_context(|| {
+                            format!("{} ran before and does not now", variant.name())
+                        })?,
+                    ),
                 };
                 settled = false;
             }
