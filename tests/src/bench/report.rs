@@ -31,6 +31,47 @@ pub fn bpf_stats() -> Option<bool> {
     Some(text.trim() != "0")
 }
 
+/// Processes that trace already, as `name (pid)`: whoever holds a perf event or the attachment of a tracing program.
+/// System calls that others trace are slow without us, and what we add seems small.
+pub fn tracing() -> Vec<String> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|process| {
+            let pid: u32 = process.file_name().to_str()?.parse().ok()?;
+            let mut descriptors = fs::read_dir(process.path().join("fd")).ok()?.flatten();
+            let name = fs::read_to_string(process.path().join("comm")).ok()?;
+            descriptors
+                .any(|descriptor| {
+                    let file = fs::read_link(descriptor.path()).unwrap_or_default();
+                    let info = || {
+                        let number = descriptor.file_name();
+                        fs::read_to_string(process.path().join("fdinfo").join(number))
+                    };
+                    match file.to_str() {
+                        Some("anon_inode:[perf_event]") => true,
+                        Some("anon_inode:bpf_link") => is_tracing(&info().unwrap_or_default()),
+                        _ => false,
+                    }
+                })
+                .then(|| format!("{} ({pid})", name.trim()))
+        })
+        .collect()
+}
+
+/// Whether a link's `fdinfo` tells of a tracing program; others filter packets or devices.
+fn is_tracing(info: &str) -> bool {
+    const KINDS: [&str; 5] = [
+        "raw_tracepoint",
+        "tracing",
+        "perf_event",
+        "kprobe",
+        "uprobe",
+    ];
+    info.lines()
+        .find_map(|line| line.strip_prefix("link_type:"))
+        .is_some_and(|kind| KINDS.iter().any(|tracing| kind.trim().starts_with(tracing)))
+}
+
 /// CPU time of all CPUs since the boot, in clock ticks, or between two moments.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuTicks {
@@ -81,5 +122,20 @@ pub fn cpu_ticks() -> CpuTicks {
     CpuTicks {
         busy: at(0) + at(1) + at(2) + at(5) + at(6),
         steal: at(7),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_links_of_tracing_programs_count() {
+        assert!(is_tracing(
+            "pos:\t0\nlink_type:\traw_tracepoint\nlink_id:\t4\n"
+        ));
+        assert!(is_tracing("link_type:\tperf_event\n"));
+        assert!(!is_tracing("pos:\t0\nlink_type:\tcgroup\n"));
+        assert!(!is_tracing(""));
     }
 }

@@ -62,7 +62,7 @@ fn table(text: &mut String, workload: Workload, all: &[Block]) -> fmt::Result {
         .filter(|block| block.undisturbed())
         .cloned()
         .collect();
-    reference(text, &counted)?;
+    reference(text, all)?;
     for variant in Variant::ALL {
         line(text, &counted, variant)?;
     }
@@ -79,9 +79,9 @@ fn table(text: &mut String, workload: Workload, all: &[Block]) -> fmt::Result {
     writeln!(text)
 }
 
-fn reference(text: &mut String, counted: &[Block]) -> fmt::Result {
+fn reference(text: &mut String, all: &[Block]) -> fmt::Result {
     let slices = |of: fn(&super::paired::Slice) -> f64| {
-        let values: Vec<f64> = counted
+        let values: Vec<f64> = all
             .iter()
             .flat_map(|block| &block.slices)
             .filter(|(traced, _)| !traced)

@@ -43,12 +43,25 @@ impl Workload {
         Workload::Calls,
     ];
 
-    /// Its part of the time, in comparison with the others': the harder its cost is to see, the larger.
+    /// What is measured in the same blocks: a tracer is started for all of a group at once.
+    pub const GROUPS: &[&[Workload]] = &[
+        &[Workload::Serving],
+        &[Workload::Hackbench, Workload::Switches, Workload::Calls],
+    ];
+
+    /// Its part of the whole time, in comparison with the others': the harder its cost is to see, the larger.
     pub fn share(self) -> f64 {
         match self {
-            Workload::Serving => 6.0,
-            Workload::Hackbench => 2.0,
-            Workload::Switches | Workload::Calls => 1.0,
+            Workload::Serving => 4.5,
+            Workload::Hackbench | Workload::Switches | Workload::Calls => 1.0,
+        }
+    }
+
+    /// Length of its slices in comparison with serving's.
+    pub fn length(self) -> f64 {
+        match self {
+            Workload::Serving => 1.0,
+            Workload::Hackbench | Workload::Switches | Workload::Calls => 0.5,
         }
     }
 
@@ -56,8 +69,9 @@ impl Workload {
     pub fn weight(self, variant: Variant) -> usize {
         match (self, variant) {
             (Workload::Serving, Variant::Palisade) => 6,
-            (Workload::Serving, Variant::Again) => 4,
+            (Workload::Serving, Variant::Again) => 3,
             (Workload::Serving, Variant::Burn | Variant::Bpftrace) => 2,
+            (_, Variant::Burn) => 0,
             _ => 1,
         }
     }
@@ -166,6 +180,11 @@ impl Prepared {
             bail!("{} made nothing", self.workload.name());
         }
         Ok(made)
+    }
+
+    /// Which load it is.
+    pub fn workload(&self) -> Workload {
+        self.workload
     }
 
     /// Where it runs.

@@ -1,6 +1,6 @@
 //! `./x bench overhead`: what tracing costs, by paired slices of loads that run on while tracers come and go.
 //!
-//! What a block is, and why: `palisade_tests::bench::paired`. Here the slices are run, one load after the other.
+//! What a block is, and why: `palisade_tests::bench::paired`. Here the slices are run.
 
 use anyhow::{Context, Result, bail};
 use palisade_tests::bench::arguments::Arguments;
@@ -11,16 +11,18 @@ use palisade_tests::bench::tracers::{Tracer, Variant};
 use palisade_tests::bench::workloads::{Prepared, Workload};
 use palisade_tests::bench::{python, report};
 use palisade_tests::{TestCgroup, cannot_run_live};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "overhead [--minutes 12] [--seconds 1] [--seed 1] [--file RESULTS.jsonl] \
+const USAGE: &str = "overhead [--minutes 20] [--seconds 1] [--seed 1] [--file RESULTS.jsonl] \
                      [--loads serving,hackbench,switches,calls] [--variants none-again,burn,palisade,…], or \
                      overhead --from RESULTS.jsonl[,RESULTS.jsonl…]: only the tables of earlier runs";
-/// The load works so long before a slice whenever a tracer was started or ended: what that left behind is not counted.
+/// Whenever a tracer was started or ended, a load works for this part of a slice's length before the slice: what that
+/// left behind is not counted.
 const SETTLE: f64 = 0.5;
 /// Time between two lines that say how far it is.
 const SAYS_EVERY: Duration = Duration::from_secs(30);
@@ -53,26 +55,46 @@ fn main() -> Result<ExitCode> {
         bail!("bpf_stats is on, which costs time itself: sysctl kernel.bpf_stats_enabled=0");
     }
     println!("{}", report::machine());
+    warn_of_others();
     let mut absent = Vec::new();
     let mut bench = Bench::prepare(&arguments, &mut absent)?;
-    let minutes: f64 = arguments.value("minutes", 12.0)?;
-    let loads: Vec<Workload> = Workload::ALL
-        .into_iter()
-        .filter(|load| arguments.lists("loads", load.name()))
+    let minutes: f64 = arguments.value("minutes", 20.0)?;
+    let groups: Vec<Vec<Workload>> = Workload::GROUPS
+        .iter()
+        .map(|group| {
+            let given = |load: &&Workload| arguments.lists("loads", load.name());
+            group.iter().filter(given).copied().collect()
+        })
         .collect();
-    let shares: f64 = loads.iter().map(|load| load.share()).sum();
-    for load in loads {
-        let budget = Duration::try_from_secs_f64(minutes * 60.0 * load.share() / shares)?;
-        match Prepared::new(load, &bench.cpus) {
-            Ok(mut prepared) => bench.measure(load, &mut prepared, budget)?,
-            Err(error) => absent.push((load.name(), format!("{error:#}"))),
+    let shares: f64 = groups.iter().flatten().map(|load| load.share()).sum();
+    for group in groups {
+        let share: f64 = group.iter().map(|load| load.share()).sum();
+        let budget = Duration::try_from_secs_f64(minutes * 60.0 * share / shares)?;
+        let mut loads = Vec::new();
+        for load in group {
+            match Prepared::new(load, &bench.cpus) {
+                Ok(prepared) => loads.push(prepared),
+                Err(error) => absent.push((load.name(), format!("{error:#}"))),
+            }
         }
+        bench.measure(&mut loads, budget)?;
     }
     print!("\n{}", tables(&bench.entries)?);
     for (what, why) in absent {
         println!("{what:<14} NOT RUN: {why}");
     }
+    warn_of_others();
     Ok(ExitCode::SUCCESS)
+}
+
+fn warn_of_others() {
+    let others = report::tracing();
+    if !others.is_empty() {
+        println!(
+            "WARNING: others trace this machine, the figures are of no use: {}",
+            others.join(", ")
+        );
+    }
 }
 
 /// The slices of earlier runs; their blocks and cycles are numbered on.
@@ -136,33 +158,40 @@ impl Bench {
         })
     }
 
-    /// Runs blocks of a load until its time is up.
-    fn measure(&mut self, workload: Workload, load: &mut Prepared, budget: Duration) -> Result<()> {
+    /// Runs blocks of loads until their time is up. In a block's slices they work one after the other.
+    fn measure(&mut self, loads: &mut [Prepared], budget: Duration) -> Result<()> {
         let weights: Vec<(Variant, usize)> = self
             .variants
             .iter()
-            .map(|variant| (*variant, workload.weight(*variant)))
+            .map(|variant| {
+                let weights = loads.iter().map(|load| load.workload().weight(*variant));
+                (*variant, weights.max().unwrap_or(0))
+            })
+            .filter(|(_, weight)| *weight > 0)
             .collect();
+        if weights.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = loads.iter().map(|load| load.workload().name()).collect();
+        let names = names.join(", ");
         let (start, ticks, mut said) = (Instant::now(), report::cpu_ticks(), Instant::now());
-        let (mut block, mut longest) = (0, Duration::ZERO);
+        let (mut block, mut longest) = (0, BTreeMap::<Variant, Duration>::new());
         for round in 0.. {
             for variant in cycle(&weights, &mut self.random) {
                 // A block that might not end in time is not begun.
-                if start.elapsed() + longest > budget {
-                    println!("{}: {}", workload.name(), progress(block, start, &ticks));
+                let longest = longest.entry(variant).or_default();
+                if start.elapsed() + *longest > budget {
+                    println!("{names}: {}", progress(block, start, &ticks));
                     return Ok(());
                 }
                 let begun = Instant::now();
-                self.block(workload, load, variant, (round, block))?;
-                longest = longest.max(begun.elapsed());
+                self.block(loads, variant, (round, block))?;
+                *longest = begun.elapsed().max(*longest);
                 block += 1;
                 if said.elapsed() > SAYS_EVERY {
-                    println!("{}: {}", workload.name(), progress(block, start, &ticks));
+                    println!("{names}: {}", progress(block, start, &ticks));
                     said = Instant::now();
                 }
-            }
-            if weights.is_empty() {
-                bail!("no variant can be run");
             }
         }
         Ok(())
@@ -170,8 +199,7 @@ impl Bench {
 
     fn block(
         &mut self,
-        workload: Workload,
-        load: &mut Prepared,
+        loads: &mut [Prepared],
         variant: Variant,
         (cycle, block): (usize, usize),
     ) -> Result<()> {
@@ -185,33 +213,39 @@ impl Bench {
                         Tracer::end(running)?;
                         None
                     }
-                    None => Some(
-                        Tracer::start(variant, &self.cpus, load.cgroup()).with_context(|| {
-                            format!("{} ran before and does not now", variant.name())
-                        })?,
-                    ),
+                    None => Some(self.tracer(variant, loads)?),
                 };
                 settled = false;
             }
-            if !settled {
-                load.run(SETTLE)?;
-                settled = true;
+            for load in &mut *loads {
+                let workload = load.workload();
+                let seconds = self.seconds * workload.length();
+                if !settled {
+                    load.run(SETTLE * seconds)?;
+                }
+                let entry = Entry {
+                    workload,
+                    cycle,
+                    block,
+                    variant,
+                    traced,
+                    slice: self.slice(load, seconds, tracer.as_ref())?,
+                };
+                writeln!(self.raw, "{}", serde_json::to_string(&entry)?)?;
+                self.entries.push(entry);
             }
-            let entry = Entry {
-                workload,
-                cycle,
-                block,
-                variant,
-                traced,
-                slice: self.slice(load, tracer.as_ref())?,
-            };
-            writeln!(self.raw, "{}", serde_json::to_string(&entry)?)?;
-            self.entries.push(entry);
+            settled = true;
         }
         tracer.map_or(Ok(()), Tracer::end)
     }
 
-    fn slice(&self, load: &mut Prepared, tracer: Option<&Tracer>) -> Result<Slice> {
+    fn tracer(&self, variant: Variant, loads: &[Prepared]) -> Result<Tracer> {
+        let beside = loads.first().context("no load")?.cgroup();
+        Tracer::start(variant, &self.cpus, beside)
+            .with_context(|| format!("{} ran before and does not now", variant.name()))
+    }
+
+    fn slice(&self, load: &mut Prepared, seconds: f64, tracer: Option<&Tracer>) -> Result<Slice> {
         let used = |load: &Prepared| {
             (
                 load.cpu_seconds(),
@@ -220,7 +254,7 @@ impl Bench {
             )
         };
         let (before, start) = (used(load), Instant::now());
-        let made = load.run(self.seconds)?;
+        let made = load.run(seconds)?;
         let (after, wall) = (used(load), start.elapsed().as_secs_f64());
         let (own, tracers) = (after.0 - before.0, after.1 - before.1);
         let ticks = after.2 - before.2;
