@@ -68,9 +68,8 @@ impl Workload {
     /// How many of a cycle's blocks are that variant's. What is to be told from nothing needs many.
     pub fn weight(self, variant: Variant) -> usize {
         match (self, variant) {
-            (Workload::Serving, Variant::Palisade) => 6,
-            (Workload::Serving, Variant::Again) => 3,
-            (Workload::Serving, Variant::Burn | Variant::Bpftrace) => 2,
+            (Workload::Serving, Variant::Palisade) => 4,
+            (Workload::Serving, Variant::Again) => 2,
             (_, Variant::Burn) => 0,
             _ => 1,
         }
