@@ -38,15 +38,18 @@ impl Histogram {
         self.total
     }
 
-    /// The value below or at which that part of all values lies, rounded down to its bucket's begin; 0 of nothing.
+    /// The value below or at which that part of all values lies, a bucket's values taken as evenly spread over it;
+    /// 0 of nothing.
     pub fn quantile(&self, part: f64) -> u64 {
         let wanted = (self.total as f64 * part).ceil().max(1.0) as u64;
         let mut seen = 0;
         for (bucket, count) in self.counts.iter().enumerate() {
-            seen += count;
-            if seen >= wanted {
-                return begin(bucket);
+            if seen + count >= wanted {
+                let (low, high) = (begin(bucket), begin(bucket + 1));
+                let before = (wanted - seen - 1) as f64 / *count as f64;
+                return low + (high.saturating_sub(low) as f64 * before) as u64;
             }
+            seen += count;
         }
         0
     }
@@ -97,6 +100,12 @@ mod tests {
         assert_eq!(all.quantile(0.99), 99);
         all.add(1001);
         assert_eq!(all.quantile(1.0), 1000, "the begin of its bucket");
+        let mut one_bucket = Histogram::default();
+        (1008..1016).for_each(|value| one_bucket.add(value));
+        assert_eq!(
+            (one_bucket.quantile(0.5), one_bucket.quantile(1.0)),
+            (1011, 1015)
+        );
         assert_eq!(Histogram::default().quantile(0.99), 0);
     }
 }

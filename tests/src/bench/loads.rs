@@ -1,5 +1,5 @@
-//! Starting the `load` program: it says when it is ready, works when it is told to, says what it made, and
-//! stays until it is let go, so that its end falls into nobody's measurement.
+//! Starting the `load` program: it says when it is ready, works whenever it is told to, says what it made, and
+//! stays until it is let go, so that its start and its end fall into nobody's measurement.
 
 use crate::{TestCgroup, Ward, binaries};
 use anyhow::{Context, Result, bail};
@@ -78,10 +78,19 @@ impl Load {
         Ok(line.trim().to_owned())
     }
 
-    /// Lets it work.
+    /// Lets it work for as long as its arguments say.
     pub fn go(&mut self) -> Result<()> {
+        self.say("go\n")
+    }
+
+    /// Lets it work for so long.
+    pub fn go_for(&mut self, seconds: f64) -> Result<()> {
+        self.say(&format!("go {seconds}\n"))
+    }
+
+    fn say(&mut self, words: &str) -> Result<()> {
         let say = self.say.as_mut().context("it was let go")?;
-        Ok(say.write_all(b"go\n")?)
+        Ok(say.write_all(words.as_bytes())?)
     }
 
     /// Waits until it has worked.

@@ -1,8 +1,6 @@
-//! Statistics of paired runs: pure functions.
-//!
-//! A round runs every variant once. A variant's overhead in a round is the quotient of its cost and the
-//! cost without tracing in the same round; over the rounds the logarithms of these quotients are taken as
-//! normally distributed, and the bound is that of Student's t distribution.
+//! Means, medians, slopes and seeded chance: pure functions.
+
+use super::signed_rank::percent;
 
 /// Quantile 0.95 of Student's t distribution by degrees of freedom, from 1.
 const T95: [f64; 30] = [
@@ -12,8 +10,6 @@ const T95: [f64; 30] = [
 ];
 /// The same of the normal distribution.
 const Z95: f64 = 1.644_854;
-/// A bound further than this from its mean says nothing, percentage points.
-pub const UNRESOLVED_OVER: f64 = 0.3;
 
 /// Quantile 0.95 of Student's t distribution; infinite for no degree of freedom.
 pub fn t95(degrees: usize) -> f64 {
@@ -30,36 +26,31 @@ pub fn t95(degrees: usize) -> f64 {
     }
 }
 
-/// An overhead in percent.
+/// A geometric mean of quotients as its excess over one, with the bound of Student's t distribution.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Overhead {
-    /// Rounds.
-    pub rounds: usize,
-    /// Geometric mean, percent.
+pub struct Mean {
+    /// Percent.
     pub mean: f64,
-    /// One-sided upper 95 % bound, percent; infinite with fewer than two rounds.
+    /// One-sided upper 95 % bound, percent; infinite of fewer than two.
     pub upper: f64,
 }
 
-impl Overhead {
-    /// From the rounds' log quotients (cost with the variant over cost without); `None` without a round.
-    pub fn of(log_quotients: &[f64]) -> Option<Self> {
-        let rounds = log_quotients.len();
-        if rounds == 0 || log_quotients.iter().any(|log| !log.is_finite()) {
+impl Mean {
+    /// From logarithms of quotients; `None` without any, or where one is not finite.
+    pub fn of(logs: &[f64]) -> Option<Self> {
+        if logs.is_empty() || logs.iter().any(|log| !log.is_finite()) {
             return None;
         }
-        let count = rounds as f64;
-        let mean = log_quotients.iter().sum::<f64>() / count;
-        let upper = if rounds < 2 {
+        let count = logs.len() as f64;
+        let mean = logs.iter().sum::<f64>() / count;
+        let upper = if logs.len() < 2 {
             f64::INFINITY
         } else {
-            let squares: f64 = log_quotients.iter().map(|log| (log - mean).powi(2)).sum();
+            let squares: f64 = logs.iter().map(|log| (log - mean).powi(2)).sum();
             let deviation = (squares / (count - 1.0)).sqrt();
-            mean + t95(rounds - 1) * deviation / count.sqrt()
+            mean + t95(logs.len() - 1) * deviation / count.sqrt()
         };
-        let percent = |log: f64| log.exp_m1() * 100.0;
         Some(Self {
-            rounds,
             mean: percent(mean),
             upper: percent(upper),
         })
@@ -68,11 +59,6 @@ impl Overhead {
     /// From the mean to the bound, percentage points.
     pub fn half_width(&self) -> f64 {
         self.upper - self.mean
-    }
-
-    /// Whether the runs tell the overhead well enough.
-    pub fn resolved(&self) -> bool {
-        self.half_width() <= UNRESOLVED_OVER
     }
 }
 
@@ -120,6 +106,17 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// A number from 0 to 1, without 1.
+    pub fn unit(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// A number of the normal distribution with mean 0 and deviation 1 (Box and Muller).
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.unit()).cos()
+    }
+
     /// Puts the items into a random order.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
@@ -157,20 +154,30 @@ mod tests {
     #[test]
     fn a_bound_by_hand() {
         // Logs 0.00, 0.01, 0.02: mean 0.01, deviation 0.01, bound 0.01 + 2.92 · 0.01 / √3 = 0.026859.
-        let found = Overhead::of(&[0.0, 0.01, 0.02]).expect("rounds");
-        assert_eq!(found.rounds, 3);
+        let found = Mean::of(&[0.0, 0.01, 0.02]).expect("values");
         assert!((found.mean - 1.005_017).abs() < 1e-5, "{found:?}");
         assert!((found.upper - 2.722_250).abs() < 1e-3, "{found:?}");
-        assert!(!found.resolved());
+        assert!(Mean::of(&[0.02; 5]).expect("values").half_width().abs() < 1e-9);
+        assert!(Mean::of(&[0.02]).expect("a value").upper.is_infinite());
+        assert_eq!(Mean::of(&[]), None);
+        assert_eq!(Mean::of(&[0.1, f64::NAN]), None);
     }
 
     #[test]
-    fn equal_rounds_are_resolved_and_one_round_never() {
-        let exact = Overhead::of(&[0.02; 5]).expect("rounds");
-        assert!(exact.resolved() && exact.half_width().abs() < 1e-9);
-        assert!(!Overhead::of(&[0.02]).expect("a round").resolved());
-        assert_eq!(Overhead::of(&[]), None);
-        assert_eq!(Overhead::of(&[0.1, f64::NAN]), None);
+    fn chance_has_the_moments_that_it_says() {
+        let mut random = Random::new(3);
+        let count = 10_000;
+        let (mut units, mut normals, mut squares) = (0.0, 0.0, 0.0);
+        for _ in 0..count {
+            let (unit, normal) = (random.unit(), random.normal());
+            assert!((0.0..1.0).contains(&unit) && normal.is_finite());
+            units += unit;
+            normals += normal;
+            squares += normal * normal;
+        }
+        let count = f64::from(count);
+        assert!((units / count - 0.5).abs() < 0.02);
+        assert!((normals / count).abs() < 0.05 && (squares / count - 1.0).abs() < 0.06);
     }
 
     #[test]

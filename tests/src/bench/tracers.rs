@@ -1,29 +1,39 @@
 //! The variants whose overhead is compared: nothing, Palisade, and public tracers that do equivalent work.
 //!
 //! Invariants:
-//! - A tracer runs in a cgroup of its own, unpinned, from before a measurement to after it.
+//! - A tracer runs in a cgroup of its own, unpinned, from before a slice to after it: programs loaded and attached, not
+//!   a stopped process whose programs run on.
 //! - All watch the whole host, and /dev/ptmx in the place of a GPU.
 
+use super::loads::Load;
 use super::python::scripts;
 use crate::{Agent, PATIENCE, TestCgroup, Ward, policy};
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// From a tracer's start to the first measurement: probes are attached one by one, perf does not say when.
-const WARM_UP: Duration = Duration::from_millis(500);
-const PERF_WARM_UP: Duration = Duration::from_millis(1500);
+/// perf does not say when it has attached everything.
+const PERF_WARM_UP: Duration = Duration::from_secs(1);
+/// As long as nothing is started in the place of a tracer.
+const IDLE: Duration = Duration::from_millis(500);
+/// Part of every CPU that the control burns, in thousandths.
+pub const BURN_PERMILLE: u32 = 10;
+/// Longer than any slice: the control is ended before.
+const BURN_SECONDS: f64 = 3600.0;
 /// How long a tracer may take to end after SIGINT before it is killed.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// What runs beside a load.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Variant {
-    /// Nothing.
-    None,
-    /// Nothing, a second time in each round: shows what noise alone looks like.
+    /// Nothing, compared with nothing: the control in which nothing may be found.
+    #[serde(rename = "none-again")]
     Again,
+    /// A known part of every CPU: the control that must be found.
+    Burn,
     /// `palisade run` with its stock policies, observing.
     Palisade,
     /// bpftrace doing the equivalent of that.
@@ -39,10 +49,10 @@ pub enum Variant {
 }
 
 impl Variant {
-    /// All of them, those without tracing first.
+    /// All of them, the controls first.
     pub const ALL: [Variant; 8] = [
-        Variant::None,
         Variant::Again,
+        Variant::Burn,
         Variant::Palisade,
         Variant::Bpftrace,
         Variant::Perf,
@@ -54,8 +64,8 @@ impl Variant {
     /// As on the command line and in tables.
     pub fn name(self) -> &'static str {
         match self {
-            Variant::None => "none",
             Variant::Again => "none-again",
+            Variant::Burn => "burn",
             Variant::Palisade => "palisade",
             Variant::Bpftrace => "bpftrace",
             Variant::Perf => "perf",
@@ -68,8 +78,8 @@ impl Variant {
     /// What it is, for people.
     pub fn what(self) -> &'static str {
         match self {
-            Variant::None => "no tracing (the reference)",
-            Variant::Again => "no tracing, once more in each round: what noise alone looks like",
+            Variant::Again => "no tracing, compared with no tracing: what noise alone looks like",
+            Variant::Burn => "a hundredth of every CPU used up: what must be found",
             Variant::Palisade => "palisade run, gpu-contention and reload-loop in observe mode",
             Variant::Bpftrace => "bpftrace tests/bench/default.bt: the same signals",
             Variant::Perf => "perf trace -s of the same system calls",
@@ -79,11 +89,6 @@ impl Variant {
             }
             Variant::PerfAll => "perf record of the same tracepoints, written to nowhere",
         }
-    }
-
-    /// Whether it is a run without tracing.
-    pub fn is_reference(self) -> bool {
-        matches!(self, Variant::None | Variant::Again)
     }
 }
 
@@ -120,19 +125,23 @@ pub struct Tracer {
 #[derive(Debug)]
 enum Running {
     Nothing,
+    Burn(Vec<Load>),
     Agent(Agent),
     Tool(Ward),
 }
 
 impl Tracer {
-    /// Starts it and waits until it traces. An error says why it cannot be run here.
-    pub fn start(variant: Variant) -> Result<Self> {
+    /// Starts it and waits until it traces. The control that burns does so on these CPUs and in the load's cgroup: one of
+    /// its own would be given the CPU too late to use its part within a slice. An error says why it cannot be run here.
+    pub fn start(variant: Variant, cpus: &[usize], load: &TestCgroup) -> Result<Self> {
         let cgroup = TestCgroup::new("tracer")?;
+        prefer(&cgroup)?;
         let running = match variant {
-            Variant::None | Variant::Again => {
-                std::thread::sleep(WARM_UP);
+            Variant::Again => {
+                std::thread::sleep(IDLE);
                 Running::Nothing
             }
+            Variant::Burn => burn(load, cpus)?,
             Variant::Palisade => agent(&cgroup, false)?,
             Variant::PalisadeAll => agent(&cgroup, true)?,
             Variant::Bpftrace => bpftrace(&cgroup, "default.bt")?,
@@ -156,6 +165,11 @@ impl Tracer {
     pub fn end(self) -> Result<()> {
         match self.running {
             Running::Nothing => Ok(()),
+            // They work on: no word would reach them.
+            Running::Burn(loads) => {
+                drop(loads);
+                Ok(())
+            }
             Running::Agent(mut agent) => agent.end().map(drop),
             Running::Tool(mut ward) => {
                 let pid = rustix::process::Pid::from_child(&ward.0);
@@ -193,19 +207,50 @@ const EVENTS: &[&str] = &[
     "oom:mark_victim",
 ];
 
+fn burn(cgroup: &TestCgroup, cpus: &[usize]) -> Result<Running> {
+    let permille = BURN_PERMILLE.to_string();
+    let start = |cpu: &usize| {
+        let mut load = Load::start(cgroup, &["burn", &permille, "1", &cpu.to_string()])?;
+        load.go_for(BURN_SECONDS)?;
+        Ok(load)
+    };
+    Ok(Running::Burn(
+        cpus.iter().map(start).collect::<Result<_>>()?,
+    ))
+}
+
 fn agent(cgroup: &TestCgroup, all_signals: bool) -> Result<Running> {
     let agent = Agent::start(&configuration(all_signals))?;
     adopt(cgroup, agent.ward.pid())?;
-    std::thread::sleep(WARM_UP);
     Ok(Running::Agent(agent))
 }
 
-/// Moves a process into a cgroup, with all its threads.
+/// Gives a cgroup the CPU before all others: a busy machine keeps the few threads of one with a weight like the load's
+/// waiting for a tenth of a second, and a tracer that is kept waiting does less.
+fn prefer(cgroup: &TestCgroup) -> Result<()> {
+    let written = [("cpu.weight", "10000"), ("cpu.shares", "262144")]
+        .map(|(name, most)| std::fs::write(cgroup.cpu_file(name), most));
+    if written.iter().all(Result::is_err) {
+        bail!("a tracer's cgroup cannot be preferred: {written:?}");
+    }
+    Ok(())
+}
+
+/// Moves a process into a cgroup, with all its threads and children.
 fn adopt(cgroup: &TestCgroup, pid: u32) -> Result<()> {
-    for dir in cgroup.dirs() {
-        let file = dir.join("cgroup.procs");
-        std::fs::write(&file, pid.to_string())
-            .with_context(|| format!("cannot write {}", file.display()))?;
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"))?;
+    let children: String = threads
+        .flatten()
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
+        .collect();
+    let pids =
+        std::iter::once(pid.to_string()).chain(children.split_whitespace().map(str::to_owned));
+    for pid in pids {
+        for dir in cgroup.dirs() {
+            let file = dir.join("cgroup.procs");
+            std::fs::write(&file, &pid)
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
     }
     Ok(())
 }
@@ -237,7 +282,6 @@ fn bpftrace(cgroup: &TestCgroup, script: &str) -> Result<Running> {
             .unwrap_or_default();
         bail!("{script} does not run here: {}", last_lines(&text));
     }
-    std::thread::sleep(WARM_UP);
     Ok(Running::Tool(ward))
 }
 

@@ -1,27 +1,28 @@
-//! The loads under which overhead is measured. Each is ready before the first run and runs again and again.
+//! The loads under which overhead is measured. Each stands ready all the time and works again and again.
 //!
-//! Placement: every load keeps all the given CPUs busy, so that whatever a tracer needs is taken from it; the
-//! processes that can be pinned are, one to a CPU; the client of the server, hackbench and the tracers are not.
+//! Placement: every load keeps all the given CPUs busy, so that whatever a tracer needs is taken from it. All
+//! processes and threads of a load are pinned: where the scheduler puts them would be the largest noise of all.
 
 use super::loads::{Load, Made};
 use super::python;
-use super::tracers::cgroup_cpu_seconds;
+use super::tracers::{Variant, cgroup_cpu_seconds};
 use crate::TestCgroup;
 use anyhow::{Context, Result, bail};
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use serde::{Deserialize, Serialize};
+use std::process::{Child, Command, Stdio};
 
 /// Bytes of a request's body: an image, as `serve.py` wants it.
 const IMAGE: &str = "3072";
 /// Pairs of threads on each CPU.
 const PAIRS: &str = "2";
-/// hackbench: groups of 20 senders and 20 receivers.
-const GROUPS: u64 = 2;
-/// Messages that one loop of one group passes on.
+/// Messages that one loop of hackbench's one group passes on: 20 senders, 20 receivers.
 const MESSAGES: u64 = 20 * 20;
+/// hackbench's loops before it is known how long one takes.
+const TRIED_LOOPS: u64 = 500;
 
 /// A kind of load.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Workload {
     /// ONNX Runtime serves a model over HTTP.
     Serving,
@@ -42,6 +43,38 @@ impl Workload {
         Workload::Calls,
     ];
 
+    /// What is measured in the same blocks: a tracer is started for all of a group at once.
+    pub const GROUPS: &[&[Workload]] = &[
+        &[Workload::Serving],
+        &[Workload::Hackbench, Workload::Switches, Workload::Calls],
+    ];
+
+    /// Its part of the whole time, in comparison with the others': the harder its cost is to see, the larger.
+    pub fn share(self) -> f64 {
+        match self {
+            Workload::Serving => 4.5,
+            Workload::Hackbench | Workload::Switches | Workload::Calls => 1.0,
+        }
+    }
+
+    /// Length of its slices in comparison with serving's.
+    pub fn length(self) -> f64 {
+        match self {
+            Workload::Serving => 1.0,
+            Workload::Hackbench | Workload::Switches | Workload::Calls => 0.5,
+        }
+    }
+
+    /// How many of a cycle's blocks are that variant's. What is to be told from nothing needs many.
+    pub fn weight(self, variant: Variant) -> usize {
+        match (self, variant) {
+            (Workload::Serving, Variant::Palisade) => 4,
+            (Workload::Serving, Variant::Again) => 2,
+            (_, Variant::Burn) => 0,
+            _ => 1,
+        }
+    }
+
     /// As on the command line and in tables.
     pub fn name(self) -> &'static str {
         match self {
@@ -59,7 +92,7 @@ impl Workload {
                 "ONNX Runtime on the CPU behind HTTP on loopback, one server a CPU; requests"
             }
             Workload::Hackbench => {
-                "hackbench over pipes, 2 groups of 40 processes; messages (it tells no latency)"
+                "hackbench over pipes, one of 40 processes on each CPU; messages (it tells no latency)"
             }
             Workload::Switches => {
                 "2 pairs of threads on each CPU that hand a byte to and fro; round trips"
@@ -69,14 +102,6 @@ impl Workload {
             }
         }
     }
-
-    /// Its part of the seconds given for a run of serving: it needs fewer for as small an error.
-    pub fn share(self) -> f64 {
-        match self {
-            Workload::Serving => 1.0,
-            Workload::Hackbench | Workload::Switches | Workload::Calls => 0.5,
-        }
-    }
 }
 
 /// A load that is ready to run.
@@ -84,8 +109,9 @@ impl Workload {
 pub struct Prepared {
     workload: Workload,
     cpus: Vec<usize>,
+    loads: Vec<Load>,
     servers: Vec<Server>,
-    /// hackbench: loops that take about a second.
+    /// hackbench: loops that take about a second on one CPU.
     loops: f64,
     /// Dropped last: it can be removed when its processes are gone.
     cgroup: TestCgroup,
@@ -103,6 +129,7 @@ impl Prepared {
         let mut this = Self {
             workload,
             cpus: cpus.to_vec(),
+            loads: Vec::new(),
             servers: Vec::new(),
             loops: 0.0,
             cgroup: TestCgroup::new(workload.name())?,
@@ -111,6 +138,7 @@ impl Prepared {
             Workload::Serving => {
                 let python = python::with_onnx_runtime()?;
                 let model = python::model(&python)?;
+                let mut words = vec!["requests".to_owned(), IMAGE.to_owned(), "1".to_owned()];
                 for cpu in cpus {
                     let mut command = Command::new(&python);
                     command
@@ -120,36 +148,32 @@ impl Prepared {
                         .arg(cpu.to_string())
                         .stdin(Stdio::piped())
                         .stdout(Stdio::piped());
-                    this.servers.push(server(&this.cgroup, command)?);
+                    let server = server(&this.cgroup, command)?;
+                    words.push(format!("{}@{cpu}", server.port));
+                    this.servers.push(server);
                 }
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                this.loads.push(Load::start(&this.cgroup, &words)?);
             }
             Workload::Hackbench => {
                 // The second one counts: the first brought everything into memory.
-                this.loops = 100.0;
-                this.hackbench(1.0)?;
-                let found = this.hackbench(1.0)?;
-                this.loops = 100.0 / found.seconds.max(1e-3);
+                this.hackbench(TRIED_LOOPS)?;
+                let found = this.hackbench(TRIED_LOOPS)?;
+                this.loops = TRIED_LOOPS as f64 / found.seconds.max(1e-3);
             }
-            Workload::Switches | Workload::Calls => {}
+            Workload::Switches => this.each_cpu(&["switches", PAIRS, "1"])?,
+            Workload::Calls => this.each_cpu(&["calls", "0", "1"])?,
         }
         Ok(this)
     }
 
     /// Runs it for about so long.
-    pub fn run(&self, seconds: f64) -> Result<Made> {
-        let seconds = seconds * self.workload.share();
-        let time = seconds.to_string();
+    pub fn run(&mut self, seconds: f64) -> Result<Made> {
         let made = match self.workload {
-            Workload::Serving => {
-                let ports = self.servers.iter().map(|server| server.port.as_str());
-                let mut words = vec!["requests", IMAGE, time.as_str()];
-                words.extend(ports);
-                let load = Load::start(&self.cgroup, &words)?;
-                together(vec![load])?
+            Workload::Hackbench => self.hackbench(((self.loops * seconds) as u64).max(1))?,
+            Workload::Serving | Workload::Switches | Workload::Calls => {
+                together(&mut self.loads, seconds)?
             }
-            Workload::Hackbench => self.hackbench(seconds)?,
-            Workload::Switches => together(self.each_cpu(&["switches", PAIRS, &time])?)?,
-            Workload::Calls => together(self.each_cpu(&["calls", "0", &time])?)?,
         };
         if made.made == 0 {
             bail!("{} made nothing", self.workload.name());
@@ -157,47 +181,62 @@ impl Prepared {
         Ok(made)
     }
 
+    /// Which load it is.
+    pub fn workload(&self) -> Workload {
+        self.workload
+    }
+
+    /// Where it runs.
+    pub fn cgroup(&self) -> &TestCgroup {
+        &self.cgroup
+    }
+
     /// CPU time of its processes so far, seconds.
     pub fn cpu_seconds(&self) -> f64 {
         cgroup_cpu_seconds(&self.cgroup).unwrap_or(0.0)
     }
 
-    fn each_cpu(&self, words: &[&str]) -> Result<Vec<Load>> {
-        let start = |cpu: &usize| {
+    fn each_cpu(&mut self, words: &[&str]) -> Result<()> {
+        for cpu in &self.cpus {
             let cpu = cpu.to_string();
             let mut words = words.to_vec();
             words.push(&cpu);
-            Load::start(&self.cgroup, &words)
-        };
-        self.cpus.iter().map(start).collect()
+            self.loads.push(Load::start(&self.cgroup, &words)?);
+        }
+        Ok(())
     }
 
-    fn hackbench(&self, seconds: f64) -> Result<Made> {
-        let loops = ((self.loops * seconds) as u64).max(1);
-        let mut command = Command::new("hackbench");
-        command
-            .args(["--pipe", "--groups", &GROUPS.to_string(), "--loops"])
-            .arg(loops.to_string())
-            .stdin(Stdio::null());
-        self.cgroup.enter(&mut command);
-        let start = Instant::now();
-        let output = command
-            .output()
-            .context("hackbench (Debian: rt-tests) cannot be started")?;
-        let whole = start.elapsed().as_secs_f64();
-        let text = String::from_utf8_lossy(&output.stdout);
-        if !output.status.success() {
-            bail!("hackbench: {}", output.status);
+    /// One on each CPU, at the same time, of so many loops.
+    fn hackbench(&self, loops: u64) -> Result<Made> {
+        let start = |cpu: &usize| -> Result<Child> {
+            let mut command = Command::new("taskset");
+            command
+                .args(["--cpu-list", &cpu.to_string(), "hackbench"])
+                .args(["--pipe", "--groups", "1", "--loops", &loops.to_string()])
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped());
+            self.cgroup.enter(&mut command);
+            command
+                .spawn()
+                .context("taskset (Debian: util-linux) cannot be started")
+        };
+        let running: Vec<Child> = self.cpus.iter().map(start).collect::<Result<_>>()?;
+        let mut sum = Made::default();
+        for child in running {
+            let output = child.wait_with_output()?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            if !output.status.success() {
+                bail!("hackbench (Debian: rt-tests): {}", output.status);
+            }
+            // Its own time leaves out the start and end of its processes.
+            let time: f64 = text
+                .lines()
+                .find_map(|line| line.strip_prefix("Time:")?.trim().parse().ok())
+                .with_context(|| format!("hackbench tells no time: {text:?}"))?;
+            sum.made += loops * MESSAGES;
+            sum.seconds += time / self.cpus.len() as f64;
         }
-        // Its own time leaves out the start and end of its processes.
-        let own = text
-            .lines()
-            .find_map(|line| line.strip_prefix("Time:")?.trim().parse().ok());
-        Ok(Made {
-            made: loops * GROUPS * MESSAGES,
-            seconds: own.unwrap_or(whole),
-            ..Made::default()
-        })
+        Ok(sum)
     }
 }
 
@@ -219,18 +258,17 @@ fn server(cgroup: &TestCgroup, mut command: Command) -> Result<Server> {
 }
 
 /// Lets loads work at the same time; the sum of what they made, and the latency of the slowest.
-fn together(mut loads: Vec<Load>) -> Result<Made> {
-    for load in &mut loads {
-        load.go()?;
+fn together(loads: &mut [Load], seconds: f64) -> Result<Made> {
+    for load in &mut *loads {
+        load.go_for(seconds)?;
     }
     let mut sum = Made::default();
-    for load in &mut loads {
+    for load in loads {
         let made = load.made()?;
         sum.made += made.made;
         sum.seconds = sum.seconds.max(made.seconds);
         sum.p50_ns = sum.p50_ns.max(made.p50_ns);
         sum.p99_ns = sum.p99_ns.max(made.p99_ns);
     }
-    loads.into_iter().try_for_each(Load::finish)?;
     Ok(sum)
 }

@@ -1,10 +1,12 @@
-//! The loads of the benchmarks. Each says `ready`, waits for a line, works, says what it made as JSON, and ends
-//! when standard input ends, or with its parent.
+//! The loads of the benchmarks. Each says `ready`; for each line `go [SECONDS]` it works, then says what it made as
+//! JSON; it ends when standard input ends, or with its parent.
 //!
 //! - `load calls PER_SECOND SECONDS [CPU]`: driver calls on /dev/ptmx; 0 a second: as many as possible, timed.
 //! - `load switches PAIRS SECONDS [CPU]`: pairs of threads that hand a byte to and fro over pipes, timed.
-//! - `load requests BYTES SECONDS PORT…`: HTTP requests on loopback, two connections a port, timed.
+//! - `load requests BYTES SECONDS PORT@CPU…`: HTTP requests on loopback, two connections a port, their threads on
+//!   that CPU, timed.
 //! - `load churn PER_SECOND SECONDS`: processes that execute /bin/true.
+//! - `load burn PERMILLE SECONDS CPU`: uses that part of the CPU's time, in portions of a hundredth of a second.
 
 use anyhow::{Context, Result, bail};
 use palisade_tests::bench::histogram::Histogram;
@@ -23,6 +25,8 @@ const CONNECTIONS: usize = 2;
 const STARTERS: u64 = 4;
 /// Work that is due is done in portions of this length.
 const PORTION: Duration = Duration::from_millis(1);
+/// CPU time that is to be used is used so often.
+const BURN_PORTION: Duration = Duration::from_millis(10);
 
 fn main() -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -43,7 +47,13 @@ fn main() -> Result<()> {
             requests(bytes.parse()?, length(seconds)?, ports)
         }
         ["churn", rate, seconds] => churn(rate.parse()?, length(seconds)?),
-        _ => bail!("usage: load calls|switches|requests|churn NUMBER SECONDS [CPU | PORT…]"),
+        ["burn", permille, seconds, cpu] => {
+            pin(cpu.parse()?)?;
+            burn(permille.parse()?, length(seconds)?)
+        }
+        _ => {
+            bail!("usage: load calls|switches|requests|churn|burn NUMBER SECONDS [CPU | PORT@CPU…]")
+        }
     }
 }
 
@@ -57,23 +67,29 @@ fn pin(cpu: usize) -> Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
-/// Between `ready` and the end: runs `work` when told, and says what it made.
-fn serve(work: impl FnOnce() -> Result<(u64, Option<Histogram>)>) -> Result<()> {
+/// Between `ready` and the end: runs `work` whenever told, and says what it made.
+fn serve(
+    length: Duration,
+    mut work: impl FnMut(Duration) -> Result<(u64, Option<Histogram>)>,
+) -> Result<()> {
     println!("ready");
     let mut line = String::new();
-    if std::io::stdin().read_line(&mut line)? == 0 {
-        return Ok(());
+    while std::io::stdin().read_line(&mut line)? > 0 {
+        let length = match line.trim().strip_prefix("go ") {
+            Some(seconds) => self::length(seconds)?,
+            None => length,
+        };
+        let start = Instant::now();
+        let (made, times) = work(length)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let times = times.unwrap_or_default();
+        println!(
+            "{{\"made\":{made},\"seconds\":{seconds},\"p50_ns\":{},\"p99_ns\":{}}}",
+            times.quantile(0.5),
+            times.quantile(0.99)
+        );
+        line.clear();
     }
-    let start = Instant::now();
-    let (made, times) = work()?;
-    let seconds = start.elapsed().as_secs_f64();
-    let times = times.unwrap_or_default();
-    println!(
-        "{{\"made\":{made},\"seconds\":{seconds},\"p50_ns\":{},\"p99_ns\":{}}}",
-        times.quantile(0.5),
-        times.quantile(0.99)
-    );
-    std::io::stdin().read_line(&mut line)?;
     Ok(())
 }
 
@@ -102,7 +118,7 @@ fn calls(per_second: u64, length: Duration) -> Result<()> {
     )
     .context("/dev/ptmx")?;
     let call = || -> Result<()> { Ok(rustix::termios::tcgetwinsize(&device).map(drop)?) };
-    serve(|| {
+    serve(length, |length| {
         if per_second > 0 {
             return Ok((paced(per_second, length, call)?, None));
         }
@@ -120,14 +136,13 @@ fn calls(per_second: u64, length: Duration) -> Result<()> {
 }
 
 fn switches(pairs: usize, length: Duration) -> Result<()> {
-    let end = AtomicBool::new(false);
-    let pipes: Vec<_> = (0..pairs)
-        .map(|_| Ok((std::io::pipe()?, std::io::pipe()?)))
-        .collect::<std::io::Result<_>>()?;
-    serve(|| {
+    serve(length, |length| {
+        let end = AtomicBool::new(false);
+        let mut times = Histogram::default();
         thread::scope(|scope| {
             let mut askers = Vec::new();
-            for ((there_read, there), (back_read, back)) in pipes {
+            for _ in 0..pairs {
+                let ((there_read, there), (back_read, back)) = (std::io::pipe()?, std::io::pipe()?);
                 // Ends when the asker drops its pipe.
                 scope.spawn(move || echo(there_read, back));
                 let end = &end;
@@ -135,16 +150,24 @@ fn switches(pairs: usize, length: Duration) -> Result<()> {
             }
             thread::sleep(length);
             end.store(true, Ordering::Relaxed);
-            let mut times = Histogram::default();
-            for asker in askers {
-                match asker.join() {
-                    Ok(found) => times.merge(&found?),
-                    Err(_) => bail!("a thread failed"),
-                }
-            }
-            Ok((times.total(), Some(times)))
-        })
+            gather(askers, &mut times)
+        })?;
+        Ok((times.total(), Some(times)))
     })
+}
+
+/// Adds up what threads measured.
+fn gather(
+    threads: Vec<thread::ScopedJoinHandle<'_, Result<Histogram>>>,
+    times: &mut Histogram,
+) -> Result<()> {
+    for thread in threads {
+        match thread.join() {
+            Ok(found) => times.merge(&found?),
+            Err(_) => bail!("a thread failed"),
+        }
+    }
+    Ok(())
 }
 
 fn echo(mut from: PipeReader, mut to: PipeWriter) {
@@ -166,44 +189,47 @@ fn ask(mut to: PipeWriter, mut from: PipeReader, end: &AtomicBool) -> Result<His
 fn requests(bytes: usize, length: Duration, ports: &[&str]) -> Result<()> {
     let mut connections = Vec::new();
     for port in ports {
+        let (port, cpu) = port.split_once('@').context("PORT@CPU")?;
         for _ in 0..CONNECTIONS {
             let stream = TcpStream::connect(("127.0.0.1", port.parse()?))?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-            connections.push(stream);
+            connections.push((cpu.parse()?, stream.try_clone()?, BufReader::new(stream)));
         }
     }
-    serve(|| {
+    let mut request =
+        format!("POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {bytes}\r\n\r\n")
+            .into_bytes();
+    request.extend((0..bytes).map(|at| at as u8));
+    serve(length, |length| {
         let until = Instant::now() + length;
         let mut times = Histogram::default();
         thread::scope(|scope| {
-            let askers: Vec<_> = connections
-                .into_iter()
-                .map(|stream| scope.spawn(move || client(stream, bytes, until)))
-                .collect();
-            for asker in askers {
-                match asker.join() {
-                    Ok(found) => times.merge(&found?),
-                    Err(_) => bail!("a thread failed"),
-                }
-            }
-            Ok(())
+            let request = &request;
+            let askers = connections.iter_mut().map(|(cpu, stream, answers)| {
+                let cpu = *cpu;
+                scope.spawn(move || {
+                    pin(cpu)?;
+                    client(stream, answers, request, until)
+                })
+            });
+            gather(askers.collect(), &mut times)
         })?;
         Ok((times.total(), Some(times)))
     })
 }
 
 /// One connection that always has one request under way.
-fn client(mut stream: TcpStream, bytes: usize, until: Instant) -> Result<Histogram> {
-    let mut request =
-        format!("POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {bytes}\r\n\r\n")
-            .into_bytes();
-    request.extend((0..bytes).map(|at| at as u8));
-    let mut answers = BufReader::new(stream.try_clone()?);
+fn client(
+    stream: &mut TcpStream,
+    answers: &mut BufReader<TcpStream>,
+    request: &[u8],
+    until: Instant,
+) -> Result<Histogram> {
     let (mut times, mut line, mut body) = (Histogram::default(), String::new(), Vec::new());
     while Instant::now() < until {
         let start = Instant::now();
-        stream.write_all(&request)?;
+        stream.write_all(request)?;
         let mut length = 0;
         loop {
             line.clear();
@@ -225,7 +251,7 @@ fn client(mut stream: TcpStream, bytes: usize, until: Instant) -> Result<Histogr
 }
 
 fn churn(per_second: u64, length: Duration) -> Result<()> {
-    serve(|| {
+    serve(length, |length| {
         let starters: Vec<_> = (0..STARTERS)
             .map(|_| {
                 thread::spawn(move || {
@@ -249,4 +275,26 @@ fn churn(per_second: u64, length: Duration) -> Result<()> {
         }
         Ok((made, None))
     })
+}
+
+/// The thread's own clock decides when a portion is done, so that the time used is exact also where others want
+/// the CPU.
+fn burn(permille: u32, length: Duration) -> Result<()> {
+    serve(length, |length| {
+        let (start, before) = (Instant::now(), cpu_time());
+        while start.elapsed() < length {
+            let due = start.elapsed() * permille / 1000;
+            while cpu_time().saturating_sub(before) < due {
+                std::hint::spin_loop();
+            }
+            thread::sleep(BURN_PORTION);
+        }
+        Ok((cpu_time().saturating_sub(before).as_micros() as u64, None))
+    })
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -1,62 +1,52 @@
-//! `./x bench overhead`: what tracing costs, by paired and interleaved runs.
+//! `./x bench overhead`: what tracing costs, by paired slices of loads that run on while tracers come and go.
 //!
-//! Each round runs every variant once, in an order that a seeded generator shuffles; under each variant all loads
-//! run one after another. A variant is compared with the runs without tracing of the same round.
+//! What a block is, and why: `palisade_tests::bench::paired`. Here the slices are run.
 
 use anyhow::{Context, Result, bail};
 use palisade_tests::bench::arguments::Arguments;
-use palisade_tests::bench::stats::{Overhead, Random, median};
+use palisade_tests::bench::paired::{Entry, Slice, cycle, order};
+use palisade_tests::bench::stats::Random;
+use palisade_tests::bench::table::tables;
 use palisade_tests::bench::tracers::{Tracer, Variant};
 use palisade_tests::bench::workloads::{Prepared, Workload};
 use palisade_tests::bench::{python, report};
-use palisade_tests::cannot_run_live;
+use palisade_tests::{TestCgroup, cannot_run_live};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "overhead [--minutes 8] [--seconds 2] [--seed 1] [--file RESULTS.jsonl] \
-                     [--workloads serving,hackbench,switches,calls] [--variants none,none-again,palisade,…]";
-
-/// One run of one load under one variant.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    /// Things a second.
-    rate: f64,
-    /// Nanoseconds; 0 if it is not told.
-    p99_ns: f64,
-    /// CPU time of the load and the tracer together for one thing made, nanoseconds.
-    cpu_ns: f64,
-    /// CPUs that the tracer's own processes used meanwhile.
-    tracer_cpus: f64,
-}
-
-/// Runs of one variant and load, by round.
-type Runs = BTreeMap<(Workload, Variant), BTreeMap<usize, Run>>;
+const USAGE: &str = "overhead [--minutes 20] [--seconds 1] [--seed 1] [--file RESULTS.jsonl] \
+                     [--loads serving,hackbench,switches,calls] [--variants none-again,burn,palisade,…], or \
+                     overhead --from RESULTS.jsonl[,RESULTS.jsonl…]: only the tables of earlier runs";
+/// Whenever a tracer was started or ended, a load works for this part of a slice's length before the slice: what that
+/// left behind is not counted.
+const SETTLE: f64 = 0.5;
+/// Time between two lines that say how far it is.
+const SAYS_EVERY: Duration = Duration::from_secs(30);
 
 struct Bench {
-    loads: Vec<(Workload, Prepared)>,
-    variants: Vec<Variant>,
-    /// Why a load or a variant does not run.
-    absent: Vec<(&'static str, String)>,
+    cpus: Vec<usize>,
     seconds: f64,
-    runs: Runs,
+    variants: Vec<Variant>,
+    random: Random,
+    entries: Vec<Entry>,
     raw: File,
 }
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::of_process(
         &[
-            "minutes",
-            "seconds",
-            "seed",
-            "workloads",
-            "variants",
-            "file",
+            "minutes", "seconds", "seed", "loads", "variants", "file", "from",
         ],
         USAGE,
     )?;
+    if let Some(files) = arguments.text("from") {
+        print!("{}", tables(&read(files)?)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(why) = cannot_run_live() {
         println!("SKIPPED overhead: {why}");
         return Ok(ExitCode::SUCCESS);
@@ -65,233 +55,229 @@ fn main() -> Result<ExitCode> {
         bail!("bpf_stats is on, which costs time itself: sysctl kernel.bpf_stats_enabled=0");
     }
     println!("{}", report::machine());
-    let minutes: f64 = arguments.value("minutes", 8.0)?;
-    let mut bench = Bench::prepare(&arguments)?;
-    let mut random = Random::new(arguments.value("seed", 1)?);
-    let (start, ticks) = (Instant::now(), report::cpu_ticks());
-    let budget = Duration::try_from_secs_f64(minutes * 60.0)?;
-    let mut round = 0;
-    loop {
-        let begun = Instant::now();
-        bench.round(round, &mut random)?;
-        round += 1;
-        // A round that would not end in time is not begun.
-        if start.elapsed() + begun.elapsed() > budget {
-            break;
+    warn_of_others();
+    let mut absent = Vec::new();
+    let mut bench = Bench::prepare(&arguments, &mut absent)?;
+    let minutes: f64 = arguments.value("minutes", 20.0)?;
+    let groups: Vec<Vec<Workload>> = Workload::GROUPS
+        .iter()
+        .map(|group| {
+            let given = |load: &&Workload| arguments.lists("loads", load.name());
+            group.iter().filter(given).copied().collect()
+        })
+        .collect();
+    let shares: f64 = groups.iter().flatten().map(|load| load.share()).sum();
+    for group in groups {
+        let share: f64 = group.iter().map(|load| load.share()).sum();
+        let budget = Duration::try_from_secs_f64(minutes * 60.0 * share / shares)?;
+        let mut loads = Vec::new();
+        for load in group {
+            match Prepared::new(load, &bench.cpus) {
+                Ok(prepared) => loads.push(prepared),
+                Err(error) => absent.push((load.name(), format!("{error:#}"))),
+            }
         }
+        bench.measure(&mut loads, budget)?;
     }
-    let after = report::cpu_ticks();
-    println!(
-        "{round} rounds in {:.1} min; taken away by the hypervisor: {:.2} % of the CPU time\n",
-        start.elapsed().as_secs_f64() / 60.0,
-        100.0 * after.1.saturating_sub(ticks.1) as f64
-            / after.0.saturating_sub(ticks.0).max(1) as f64
-    );
-    bench.report();
+    print!("\n{}", tables(&bench.entries)?);
+    for (what, why) in absent {
+        println!("{what:<14} NOT RUN: {why}");
+    }
+    warn_of_others();
     Ok(ExitCode::SUCCESS)
 }
 
+fn warn_of_others() {
+    let others = report::tracing();
+    if !others.is_empty() {
+        println!(
+            "WARNING: others trace this machine, the figures are of no use: {}",
+            others.join(", ")
+        );
+    }
+}
+
+/// The slices of earlier runs; their blocks and cycles are numbered on.
+fn read(files: &str) -> Result<Vec<Entry>> {
+    let mut entries: Vec<Entry> = Vec::new();
+    for file in files.split(',') {
+        let (blocks, cycles) = (
+            entries
+                .iter()
+                .map(|entry| entry.block + 1)
+                .max()
+                .unwrap_or(0),
+            entries
+                .iter()
+                .map(|entry| entry.cycle + 1)
+                .max()
+                .unwrap_or(0),
+        );
+        for line in BufReader::new(File::open(file).with_context(|| file.to_owned())?).lines() {
+            let mut entry: Entry = serde_json::from_str(&line?).with_context(|| file.to_owned())?;
+            entry.block += blocks;
+            entry.cycle += cycles;
+            entries.push(entry);
+        }
+    }
+    Ok(entries)
+}
+
 impl Bench {
-    /// Starts the loads and finds out what cannot run here.
-    fn prepare(arguments: &Arguments) -> Result<Self> {
+    /// Finds out what can run here.
+    fn prepare(arguments: &Arguments, absent: &mut Vec<(&'static str, String)>) -> Result<Self> {
         let cpus = cpus()?;
         println!(
-            "CPUs {cpus:?}: pinned to one each are model servers, pairs of threads and driver callers; \
-             client, hackbench and tracers are not pinned\n"
+            "CPUs {cpus:?}: all of a load is pinned, the same on each; tracers are not pinned"
         );
-        let mut absent = Vec::new();
-        let mut loads = Vec::new();
-        for workload in Workload::ALL {
-            if !arguments.lists("workloads", workload.name()) {
-                continue;
-            }
-            match Prepared::new(workload, &cpus) {
-                Ok(prepared) => loads.push((workload, prepared)),
-                Err(error) => absent.push((workload.name(), format!("{error:#}"))),
-            }
-        }
         let mut variants = Vec::new();
+        let trial = TestCgroup::new("trial")?;
         for variant in Variant::ALL {
-            if !arguments.lists("variants", variant.name()) && variant != Variant::None {
+            if !arguments.lists("variants", variant.name()) {
                 continue;
             }
             // A start and an end that count for nothing: they show whether it can be run at all.
-            match Tracer::start(variant).and_then(Tracer::end) {
+            match Tracer::start(variant, &cpus, &trial).and_then(Tracer::end) {
                 Ok(()) => variants.push(variant),
                 Err(error) => absent.push((variant.name(), format!("{error:#}"))),
             }
         }
         std::fs::create_dir_all(python::kept())?;
-        let file = arguments.text("file").map_or_else(
-            || python::kept().join("overhead.jsonl"),
-            std::path::PathBuf::from,
-        );
+        let file = arguments
+            .text("file")
+            .map_or_else(|| python::kept().join("overhead.jsonl"), PathBuf::from);
         let raw = File::create(&file).with_context(|| file.display().to_string())?;
-        println!("every run is written to {}", file.display());
+        println!("every slice is written to {}", file.display());
         Ok(Self {
-            loads,
+            cpus,
+            seconds: arguments.value("seconds", 1.0)?,
             variants,
-            absent,
-            seconds: arguments.value("seconds", 2.0)?,
-            runs: Runs::new(),
+            random: Random::new(arguments.value("seed", 1)?),
+            entries: Vec::new(),
             raw,
         })
     }
 
-    fn round(&mut self, round: usize, random: &mut Random) -> Result<()> {
-        let mut order = self.variants.clone();
-        random.shuffle(&mut order);
-        for variant in order {
-            let tracer = Tracer::start(variant)
-                .with_context(|| format!("{} ran before and does not now", variant.name()))?;
-            for (workload, prepared) in &self.loads {
-                let (own, load, start) =
-                    (tracer.cpu_seconds(), prepared.cpu_seconds(), Instant::now());
-                let made = prepared.run(self.seconds)?;
-                let own = tracer.cpu_seconds() - own;
-                let load = prepared.cpu_seconds() - load;
-                let run = Run {
-                    rate: made.rate(),
-                    p99_ns: made.p99_ns as f64,
-                    cpu_ns: (own + load) * 1e9 / made.made as f64,
-                    tracer_cpus: own / start.elapsed().as_secs_f64(),
-                };
-                writeln!(
-                    self.raw,
-                    "{{\"round\":{round},\"workload\":\"{}\",\"variant\":\"{}\",\"rate\":{},\"p50_ns\":{},\"p99_ns\":{},\"cpu_ns\":{},\"tracer_cpus\":{}}}",
-                    workload.name(),
-                    variant.name(),
-                    run.rate,
-                    made.p50_ns,
-                    run.p99_ns,
-                    run.cpu_ns,
-                    run.tracer_cpus
-                )?;
-                self.runs
-                    .entry((*workload, variant))
-                    .or_default()
-                    .insert(round, run);
+    /// Runs blocks of loads until their time is up. In a block's slices they work one after the other.
+    fn measure(&mut self, loads: &mut [Prepared], budget: Duration) -> Result<()> {
+        let weights: Vec<(Variant, usize)> = self
+            .variants
+            .iter()
+            .map(|variant| {
+                let weights = loads.iter().map(|load| load.workload().weight(*variant));
+                (*variant, weights.max().unwrap_or(0))
+            })
+            .filter(|(_, weight)| *weight > 0)
+            .collect();
+        if weights.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = loads.iter().map(|load| load.workload().name()).collect();
+        let names = names.join(", ");
+        let (start, ticks, mut said) = (Instant::now(), report::cpu_ticks(), Instant::now());
+        let (mut block, mut longest) = (0, BTreeMap::<Variant, Duration>::new());
+        for round in 0.. {
+            for variant in cycle(&weights, &mut self.random) {
+                // A block that might not end in time is not begun.
+                let longest = longest.entry(variant).or_default();
+                if start.elapsed() + *longest > budget {
+                    println!("{names}: {}", progress(block, start, &ticks));
+                    return Ok(());
+                }
+                let begun = Instant::now();
+                self.block(loads, variant, (round, block))?;
+                *longest = begun.elapsed().max(*longest);
+                block += 1;
+                if said.elapsed() > SAYS_EVERY {
+                    println!("{names}: {}", progress(block, start, &ticks));
+                    said = Instant::now();
+                }
             }
-            tracer.end()?;
         }
         Ok(())
     }
 
-    fn report(&self) {
-        for (workload, _) in &self.loads {
-            println!("{}: {}", workload.name(), workload.what());
-            println!(
-                "  {:<14} {:>6} {:>11} {:>9} | {} | {} | {} | {:>8}",
-                "variant",
-                "rounds",
-                "median/s",
-                "p99 µs",
-                title("overhead"),
-                title("CPU time"),
-                title("p99"),
-                "own CPU"
-            );
-            for variant in &self.variants {
-                self.line(*workload, *variant);
-            }
-            println!();
-        }
-        for variant in &self.variants {
-            println!("{:<14} {}", variant.name(), variant.what());
-        }
-        for (what, why) in &self.absent {
-            println!("{what:<14} NOT RUN: {why}");
-        }
-        println!(
-            "overhead: throughput without tracing over throughput with it, less 1. CPU time: of load and tracer together for \
-             one thing made, likewise. p99: likewise, of the latency. Each: geometric mean over the rounds and the one-sided \
-             upper 95 % bound (Student's t); `?`: unresolved, the bound is over 0.3 points above the mean."
-        );
-    }
-
-    fn line(&self, workload: Workload, variant: Variant) {
-        let Some(runs) = self.runs.get(&(workload, variant)) else {
-            return;
-        };
-        let rates: Vec<f64> = runs.values().map(|run| run.rate).collect();
-        let p99: Vec<f64> = runs.values().map(|run| run.p99_ns / 1e3).collect();
-        let cpus: Vec<f64> = runs.values().map(|run| run.tracer_cpus).collect();
-        let throughput = self.compare(workload, variant, |reference, run| {
-            reference.rate / run.rate
-        });
-        let cpu = self.compare(workload, variant, |reference, run| {
-            run.cpu_ns / reference.cpu_ns
-        });
-        let latency = self.compare(workload, variant, |reference, run| {
-            run.p99_ns / reference.p99_ns
-        });
-        let p99 = median(&p99);
-        let p99 = if p99 > 0.0 {
-            format!("{p99:.1}")
-        } else {
-            "-".to_owned()
-        };
-        println!(
-            "  {:<14} {:>6} {:>11.0} {p99:>9} | {} | {} | {} | {:>7.2}%",
-            variant.name(),
-            runs.len(),
-            median(&rates),
-            columns(throughput),
-            columns(cpu),
-            columns(latency),
-            100.0 * median(&cpus)
-        );
-    }
-
-    /// The overhead over the reference of the same rounds; `None` for the reference itself.
-    fn compare(
-        &self,
-        workload: Workload,
+    fn block(
+        &mut self,
+        loads: &mut [Prepared],
         variant: Variant,
-        quotient: impl Fn(&Run, &Run) -> f64,
-    ) -> Option<Overhead> {
-        if variant == Variant::None {
-            return None;
+        (cycle, block): (usize, usize),
+    ) -> Result<()> {
+        let mut tracer = None;
+        // Every block begins with the same: settling, whatever ran before it.
+        let mut settled = false;
+        for traced in order(&mut self.random) {
+            if traced != tracer.is_some() {
+                tracer = match tracer.take() {
+                    Some(running) => {
+                        Tracer::end(running)?;
+                        None
+                    }
+                    None => Some(self.tracer(variant, loads)?),
+                };
+                settled = false;
+            }
+            for load in &mut *loads {
+                let workload = load.workload();
+                let seconds = self.seconds * workload.length();
+                if !settled {
+                    load.run(SETTLE * seconds)?;
+                }
+                let entry = Entry {
+                    workload,
+                    cycle,
+                    block,
+                    variant,
+                    traced,
+                    slice: self.slice(load, seconds, tracer.as_ref())?,
+                };
+                writeln!(self.raw, "{}", serde_json::to_string(&entry)?)?;
+                self.entries.push(entry);
+            }
+            settled = true;
         }
-        let first = self.runs.get(&(workload, Variant::None))?;
-        // The second reference is compared with the first; everything else with both.
-        let second = self
-            .runs
-            .get(&(workload, Variant::Again))
-            .filter(|_| variant != Variant::Again);
-        let logs: Vec<f64> = self
-            .runs
-            .get(&(workload, variant))?
-            .iter()
-            .filter_map(|(round, run)| {
-                let references: Vec<f64> = [Some(first), second]
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|runs| runs.get(round))
-                    .map(|reference| quotient(reference, run).ln())
-                    .collect();
-                let count = references.len() as f64;
-                (count > 0.0).then(|| references.iter().sum::<f64>() / count)
-            })
-            .collect();
-        Overhead::of(&logs)
+        tracer.map_or(Ok(()), Tracer::end)
+    }
+
+    fn tracer(&self, variant: Variant, loads: &[Prepared]) -> Result<Tracer> {
+        let beside = loads.first().context("no load")?.cgroup();
+        Tracer::start(variant, &self.cpus, beside)
+            .with_context(|| format!("{} ran before and does not now", variant.name()))
+    }
+
+    fn slice(&self, load: &mut Prepared, seconds: f64, tracer: Option<&Tracer>) -> Result<Slice> {
+        let used = |load: &Prepared| {
+            (
+                load.cpu_seconds(),
+                tracer.map_or(0.0, Tracer::cpu_seconds),
+                report::cpu_ticks(),
+            )
+        };
+        let (before, start) = (used(load), Instant::now());
+        let made = load.run(seconds)?;
+        let (after, wall) = (used(load), start.elapsed().as_secs_f64());
+        let (own, tracers) = (after.0 - before.0, after.1 - before.1);
+        let ticks = after.2 - before.2;
+        let all = wall * self.cpus.len() as f64;
+        Ok(Slice {
+            rate: made.rate(),
+            p50_ns: made.p50_ns as f64,
+            p99_ns: made.p99_ns as f64,
+            cpu_ns: (own + tracers) * 1e9 / made.made as f64,
+            tracer_cpus: tracers / wall,
+            steal: ticks.steal() / all,
+            others: ((ticks.busy() - own - tracers) / all).max(0.0),
+        })
     }
 }
 
-fn title(what: &str) -> String {
-    format!("{what:>8} {:>8}  ", "95 % ≤")
-}
-
-fn columns(overhead: Option<Overhead>) -> String {
-    match overhead {
-        None => format!("{:>8} {:>8}  ", "", ""),
-        Some(found) => format!(
-            "{:>7.2}% {:>7.2}% {}",
-            found.mean,
-            found.upper,
-            if found.resolved() { " " } else { "?" }
-        ),
-    }
+fn progress(blocks: usize, start: Instant, ticks: &report::CpuTicks) -> String {
+    let time = start.elapsed().as_secs_f64();
+    format!(
+        "{blocks} blocks in {:.1} min, {:.2} CPUs taken away by the hypervisor",
+        time / 60.0,
+        (report::cpu_ticks() - *ticks).steal() / time
+    )
 }
 
 /// The CPUs that this process may use.
