@@ -56,14 +56,12 @@ impl InFlightView {
                 calls.push(call);
             }
         };
-        let batched = Batch::new(1).read(self.map.map().fd(), |_: &u64, call| {
-            call.iter().for_each(|it| look(*it))
-        });
+        let fd = self.map.map().fd();
+        let batched = Batch::new(1).read(fd, |_: &u64, call| look(call[0]));
         if let Err(Unsupported) = batched {
-            let entries = self.map.iter().take(MAX_LOOKS);
-            entries
-                .filter_map(Result::ok)
-                .for_each(|(_, call)| look(call.0));
+            for (_, call) in self.map.iter().take(MAX_LOOKS).filter_map(Result::ok) {
+                look(call.0);
+            }
         }
         calls.into_iter()
     }

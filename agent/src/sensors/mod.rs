@@ -147,7 +147,7 @@ pub enum Way {
     Btf,
     /// Raw tracepoint.
     Raw,
-    /// Return of a kernel function, by trampoline.
+    /// Return of a kernel function, with or without its entry, by trampoline.
     Fexit,
     /// Entry and return of a kernel function, by breakpoints.
     Kprobe,
