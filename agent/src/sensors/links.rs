@@ -257,17 +257,32 @@ fn active_lsm() -> Result<(), SensorError> {
     let active = fs::read_to_string(ACTIVE_LSM).map_err(|error| SensorError::NoLsm {
         active: format!("{ACTIVE_LSM}: {error}"),
     })?;
-    let active = active.trim();
-    if active.split(',').any(|name| name == "bpf") {
+    if is_among(active.trim()) {
         return Ok(());
     }
     Err(SensorError::NoLsm {
-        active: active.into(),
+        active: active.trim().into(),
     })
+}
+
+fn is_among(active: &str) -> bool {
+    active.split(',').any(|name| name == "bpf")
 }
 
 fn not_there(program: &str) -> SensorError {
     SensorError::Object {
         detail: format!("program {program} is not in it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_a_security_module_by_their_whole_name() {
+        assert!(is_among("lockdown,capability,yama,bpf"));
+        assert!(!is_among("capability,bpfilter"));
+        assert!(!is_among(""));
     }
 }

@@ -4,7 +4,7 @@
 
 use nix::libc;
 use std::{
-    ffi::{CStr, c_long},
+    ffi::{CStr, c_long, c_void},
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::atomic::{AtomicU32, Ordering},
@@ -84,9 +84,9 @@ struct Request {
 pub struct Ring {
     fd: OwnedFd,
     params: Params,
-    sq: *mut u8,
-    cq: *mut u8,
-    requests: *mut u8,
+    sq: *mut c_void,
+    cq: *mut c_void,
+    requests: *mut c_void,
 }
 
 impl Ring {
@@ -173,7 +173,7 @@ fn answer(result: c_long) -> io::Result<i32> {
     Ok(result as i32)
 }
 
-fn map(ring: &OwnedFd, offset: i64, bytes: usize) -> io::Result<*mut u8> {
+fn map(ring: &OwnedFd, offset: i64, bytes: usize) -> io::Result<*mut c_void> {
     // SAFETY: a fresh map of the ring's memory, shared with the kernel alone.
     let at = unsafe {
         libc::mmap(
@@ -188,12 +188,12 @@ fn map(ring: &OwnedFd, offset: i64, bytes: usize) -> io::Result<*mut u8> {
     if at == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    Ok(at.cast())
+    Ok(at)
 }
 
 /// # Safety
 /// There is an aligned word at that offset of the map.
-unsafe fn word<'a>(map: *mut u8, offset: u32) -> &'a AtomicU32 {
+unsafe fn word<'a>(map: *mut c_void, offset: u32) -> &'a AtomicU32 {
     // SAFETY: as the caller promises; the kernel changes it atomically, too.
     unsafe { AtomicU32::from_ptr(map.add(offset as usize).cast()) }
 }

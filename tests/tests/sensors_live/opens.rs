@@ -37,18 +37,17 @@ fn watch_by(test: &str, object: &[u8], way: Way, options: SensorOptions) -> Opti
     .expect("sensors");
     let mut hooks = sensors.report().hooks.into_iter();
     let hook = hooks.find(|hook| hook.name == "model open").expect("hook");
-    match &hook.attached {
-        Some(place) => {
-            assert!(place.starts_with(way.name()), "{place}");
-            Some(Watch::of(sensors))
-        }
-        None => {
-            // A stock kernel has all of them.
-            assert!(std::env::var_os("PALISADE_VM").is_none(), "{hook:?}");
-            eprintln!("SKIPPED a part of {test}: {} {hook}", way.name());
-            None
-        }
+    if let Some(place) = &hook.attached {
+        assert!(place.starts_with(way.name()), "{place}");
+        return Some(Watch::of(sensors));
     }
+    // A stock kernel has all of them.
+    assert!(std::env::var_os("PALISADE_VM").is_none(), "{hook:?}");
+    let mut failed = hook.failed.iter();
+    let why = failed.find(|(place, _)| place.starts_with(way.name()));
+    let why = why.and_then(|(_, why)| why.lines().next());
+    eprintln!("SKIPPED a part of {test}: {}: {why:?}", way.name());
+    None
 }
 
 /// A copy of a small program.
@@ -161,7 +160,7 @@ fn an_open_is_told_once_at_each_place_where_it_can_be_seen() {
             let meta = fs::metadata(path).expect("file");
             seen.of(kind::MODEL_OPEN)
                 .filter(|record| (record.header.flags & MODEL_DIRECT != 0) == direct)
-                .filter_map(|record| record.get::<ModelFile>())
+                .filter_map(palisade_abi::Record::get::<ModelFile>)
                 .filter(|file| (file.inode, file.bytes) == (meta.ino(), meta.len()))
                 .count()
         };
@@ -274,7 +273,9 @@ fn the_path_of_a_program_is_told_whole_or_as_an_end() {
     inside.take(child.pid);
     let watch = Watch::new(object, options(&[&inside], &[Kind::Exec]));
     assert_eq!(child.run(), 0);
+    let handle = watch.handle.clone();
     let seen = watch.stop();
+    crate::cpu::tell_costs(&handle);
     seen.assert_none_lost();
     let told: Vec<&str> = seen
         .programs

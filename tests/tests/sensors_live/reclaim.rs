@@ -29,7 +29,8 @@ fn sampled(seen: &Seen, of: fn(&SampleReclaim) -> (u32, u64)) -> (u64, u64) {
 }
 
 /// The sampled stalls are those between the traced begins and ends. Both look at the clock one after the other,
-/// with an interrupt between them now and then.
+/// with an interrupt between them now and then; on an emulated processor what lies between takes as long as the
+/// stalls.
 fn assert_as_traced(sampled: (u64, u64), trace: &Trace, skipped: u64) {
     const APART_NS: u64 = 100_000;
     let times = trace.times();
@@ -46,7 +47,8 @@ fn assert_as_traced(sampled: (u64, u64), trace: &Trace, skipped: u64) {
     println!("stalls: {sampled:?} sampled, {:?} traced", (stalls, ns));
     assert!(stalls > 0, "there was no stall");
     assert!(sampled.0 <= stalls && sampled.0 + skipped >= stalls);
-    if skipped == 0 {
+    assert!(sampled.1 > 0);
+    if skipped == 0 && std::env::var_os("PALISADE_VM").is_none() {
         assert!(sampled.1.abs_diff(ns) <= ns / 20 + stalls * APART_NS);
     }
 }
