@@ -18,9 +18,9 @@ const HASHED_BYTES: u64 = 256 << 20;
 /// How long the harmless loads run. `gpu-contention` is sure after two seconds.
 const CALM: Duration = Duration::from_secs(5);
 /// Two contended windows of 1 s in a row, of which the first begins with the load; and a window in which it starts.
-const HOG_NAMED_WITHIN: Duration = Duration::from_secs(4);
+const HOG_NAMED_WITHIN: Duration = Duration::from_secs(5);
 /// Three loads, 600 ms after each other, with the time that they take themselves on a busy machine.
-const LOADER_NAMED_WITHIN: Duration = Duration::from_secs(5);
+const LOADER_NAMED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A pseudo-terminal in the place of a GPU. There as long as its other end is open.
 struct Device {

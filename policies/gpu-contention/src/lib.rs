@@ -14,7 +14,9 @@
 //! What a process *lost* is its time in the shadow of others' calls, at most its excess. So a call
 //! that takes long as always (one that waits for a fence or an event) lost nothing, and neither did one
 //! that is slow by its own work. Time of commands that have no baseline yet (fewer than 20 calls in
-//! a minute), or all time where the excess cannot be had, counts as far as it was in the shadow.
+//! a minute), or all time where the excess cannot be had, counts as far as it was in the shadow. So does
+//! time of commands whose baseline the culprit made itself: half of their calls are its own, and it was
+//! served most of the time that they took.
 //!
 //! Over a window of `window_ms`, for one device class:
 //! - at least `min_processes` processes use it,
@@ -26,7 +28,8 @@
 //! meanwhile do not interrupt the row.
 //!
 //! Contention that leaves less than a tenth of a command's calls alone, for a minute or from the
-//! first call on, becomes that command's baseline, and is then not told from a command that takes so long.
+//! first call on, becomes that command's baseline. Unless the culprit's own calls did that, it is then
+//! not told from a command that takes so long.
 //!
 //! # Who the culprit is
 //! The workload with the largest sum of hold. Never a waiter: its own waiting is not hold. It

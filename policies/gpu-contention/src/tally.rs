@@ -5,8 +5,9 @@ use palisade_policy_sdk::abi::{Header, SampleGpu, SampleGpuCommand};
 use palisade_policy_sdk::{BoundedMap, ProcessId, host};
 use std::collections::BTreeMap;
 
-/// Processes tallied per class and window; over that, those seen least recently go.
+/// Processes tallied per class and window, and their commands; over that, those seen least recently go.
 const MAX_PROCESSES: usize = 1024;
+const MAX_COMMANDS: usize = 4096;
 /// Waiters whose executables are looked up in a contended window, those that waited longest.
 const MAX_LOOKUPS: usize = 64;
 /// The part of a waiter's mean waiting that the culprit's hold must explain. Not more, because
@@ -33,6 +34,16 @@ pub(crate) enum Command {
     Waits,
 }
 
+/// One process's calls of one command. Times in nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct CommandUse {
+    calls: u64,
+    latency_ns: u64,
+    /// What of it was over the command's baseline.
+    excess_ns: u64,
+    has_baseline: bool,
+}
+
 /// One process's driver calls. Times in nanoseconds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Use {
@@ -40,11 +51,11 @@ struct Use {
     calls: u64,
     latency_ns: u64,
     hold_ns: u64,
-    /// The part of the latency whose commands have a baseline, and what of it was over that.
-    known_ns: u64,
-    excess_ns: u64,
     /// The part of the latency whose commands wait by design.
     by_design_ns: u64,
+    /// The part of the latency that is judged by baselines, and what of it was over them.
+    known_ns: u64,
+    excess_ns: u64,
 }
 
 impl Use {
@@ -88,18 +99,24 @@ impl Sum {
 
 /// The driver calls of one window on one device class.
 #[derive(Debug)]
-pub(crate) struct Tally(BoundedMap<ProcessId, Use>);
+pub(crate) struct Tally {
+    processes: BoundedMap<ProcessId, Use>,
+    commands: BoundedMap<(ProcessId, u16), CommandUse>,
+}
 
 impl Default for Tally {
     fn default() -> Self {
-        Self(BoundedMap::new(MAX_PROCESSES))
+        Self {
+            processes: BoundedMap::new(MAX_PROCESSES),
+            commands: BoundedMap::new(MAX_COMMANDS),
+        }
     }
 }
 
 impl Tally {
     pub(crate) fn add(&mut self, header: &Header, sample: &SampleGpu) {
         let entry = self
-            .0
+            .processes
             .get_or_insert_with(ProcessId::from(header), Use::default);
         entry.workload = header.workload;
         entry.calls = entry.calls.saturating_add(u64::from(sample.calls));
@@ -116,25 +133,60 @@ impl Tally {
         sample: &SampleGpuCommand,
         command: Command,
     ) {
+        let process = ProcessId::from(header);
+        if command == Command::Waits {
+            let entry = self.processes.get_or_insert_with(process, Use::default);
+            entry.by_design_ns = entry.by_design_ns.saturating_add(sample.latency_ns);
+            return;
+        }
         let entry = self
-            .0
-            .get_or_insert_with(ProcessId::from(header), Use::default);
-        match command {
-            Command::Usual => {
-                let excess_ns = sample.excess_ns.min(sample.latency_ns);
-                entry.known_ns = entry.known_ns.saturating_add(sample.latency_ns);
-                entry.excess_ns = entry.excess_ns.saturating_add(excess_ns);
+            .commands
+            .get_or_insert_with((process, sample.command), CommandUse::default);
+        entry.calls = entry.calls.saturating_add(u64::from(sample.calls));
+        entry.latency_ns = entry.latency_ns.saturating_add(sample.latency_ns);
+        let excess_ns = sample.excess_ns.min(sample.latency_ns);
+        entry.excess_ns = entry.excess_ns.saturating_add(excess_ns);
+        entry.has_baseline |= command == Command::Usual;
+    }
+
+    /// Judges the others by their commands' baselines: but not by one that the accused made itself. If half
+    /// of a command's calls are the accused's, and it was served most of the time that they took, then
+    /// the baseline may be its own hold, and others who wait as long for it are not as usual. Both are
+    /// sorted by process.
+    fn hear(&self, accused: &[(ProcessId, Use)], others: &mut [(ProcessId, Use)]) {
+        let place = |of: &[(ProcessId, Use)], id: &ProcessId| {
+            of.binary_search_by_key(id, |(other, _)| *other).ok()
+        };
+        let sum = |of: fn(&Use) -> u64| accused.iter().map(|(_, entry)| of(entry) as f64).sum();
+        let (held_ns, worked_ns): (f64, f64) = (sum(Use::held_ns), sum(Use::worked_ns));
+        let mut calls: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
+        if held_ns * 2.0 >= worked_ns {
+            for ((id, command), entry) in self.commands.iter() {
+                let (own, all) = calls.entry(*command).or_default();
+                *all = all.saturating_add(entry.calls);
+                if place(accused, id).is_some() {
+                    *own = own.saturating_add(entry.calls);
+                }
             }
-            Command::Unknown => {}
-            Command::Waits => {
-                entry.by_design_ns = entry.by_design_ns.saturating_add(sample.latency_ns);
+        }
+        for ((id, command), entry) in self.commands.iter() {
+            let is_own = calls
+                .get(command)
+                .is_some_and(|(own, all)| own.saturating_mul(2) >= *all);
+            if !entry.has_baseline || is_own {
+                continue;
+            }
+            if let Some(at) = place(others, id) {
+                let used = &mut others[at].1;
+                used.known_ns = used.known_ns.saturating_add(entry.latency_ns);
+                used.excess_ns = used.excess_ns.saturating_add(entry.excess_ns);
             }
         }
     }
 
     /// How many processes of a unit made calls.
     pub(crate) fn users_in(&self, unit: Unit) -> usize {
-        self.0
+        self.processes
             .iter()
             .filter(|(id, entry)| entry.calls > 0 && unit_of(**id, entry) == unit)
             .count()
@@ -193,8 +245,8 @@ pub(crate) struct Judge {
 impl Judge {
     /// Who keeps whom waiting, if anyone does.
     pub(crate) fn find(&self, tally: &Tally, length_ns: u64) -> Option<Finding> {
-        let users: Vec<(ProcessId, Use)> = tally
-            .0
+        let mut users: Vec<(ProcessId, Use)> = tally
+            .processes
             .iter()
             .filter(|(_, entry)| entry.calls > 0)
             .map(|(id, entry)| (*id, *entry))
@@ -202,13 +254,14 @@ impl Judge {
         if users.len() < self.min_processes || length_ns == 0 {
             return None;
         }
+        users.sort_unstable_by_key(|(id, _)| *id);
         let workloads = Sums::new(
             users
                 .iter()
                 .map(|(id, entry)| (unit_of(*id, entry), *entry)),
         );
         let culprit = workloads.largest_hold()?;
-        let (inside, outside): (Vec<_>, Vec<_>) = users
+        let (inside, mut outside): (Vec<_>, Vec<_>) = users
             .into_iter()
             .partition(|(id, entry)| unit_of(*id, entry) == culprit);
         let processes = Sums::new(inside.iter().copied());
@@ -225,18 +278,21 @@ impl Judge {
             length_ns,
             within: false,
         };
+        tally.hear(&inside, &mut outside);
         self.check(finding, outside).or_else(|| {
-            let others: Vec<_> = inside
-                .into_iter()
-                .filter(|(id, _)| *id != process)
-                .collect();
+            if !self.within_workload {
+                return None;
+            }
+            let (accused, mut others): (Vec<_>, Vec<_>) =
+                inside.into_iter().partition(|(id, _)| *id == process);
+            tally.hear(&accused, &mut others);
             let finding = Finding {
                 hold_ns: processes.hold_of(process),
                 share: ratio(processes.hold_of(process), processes.hold_ns),
                 within: true,
                 ..finding
             };
-            (self.within_workload && !others.is_empty()).then(|| self.check(finding, others))?
+            self.check(finding, others)
         })
     }
 

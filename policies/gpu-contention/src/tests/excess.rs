@@ -101,6 +101,28 @@ fn waiting_over_the_baseline_is_contention() {
 }
 
 #[test]
+fn a_baseline_that_the_holder_made_itself_does_not_acquit_it() {
+    // Nine calls in ten are the holder's: what the other waits for it is usual by now.
+    let holder = |latency_ms| Calls {
+        calls: 90,
+        ..calls(Proc::new(HOLDER, BATCH), latency_ms, 960, Some(100))
+    };
+    let waiter = calls(Proc::new(1, SERVICE), 100, 4, Some(10));
+    let requests = seconds_of(&mut policy(&[]), 4, &[holder(980), waiter]);
+    assert_eq!(requests.len(), 2, "{requests:#?}");
+    assert_eq!(requests[0].target, Target::Workload(BATCH));
+    // Another command's baseline is not its doing.
+    let command = COMMAND + 1;
+    let other = Calls { command, ..waiter };
+    assert_eq!(seconds_of(&mut policy(&[]), 20, &[holder(980), other]), []);
+    // Four calls at a time, mostly in each other's shadow: that is how waits by design look.
+    assert_eq!(
+        seconds_of(&mut policy(&[]), 20, &[holder(3900), waiter]),
+        []
+    );
+}
+
+#[test]
 fn slow_by_its_own_work_is_no_contention() {
     // Far over its baseline, but nobody was served meanwhile.
     let loads = [
