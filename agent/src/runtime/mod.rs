@@ -20,6 +20,7 @@ mod watch;
 
 use crate::act::{self, Executor, ExecutorOptions, Journal, Keeper};
 use crate::audit::{self, Audit, AuditError, Entry};
+use crate::boot_clock;
 use crate::config::Config;
 use crate::control::{self, LockError};
 use crate::exit::{self, coded};
@@ -179,7 +180,7 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
         });
     }
     let start = CoreStart {
-        run_seed: act::now_ns(),
+        run_seed: boot_clock::now_ns(),
         disarmed: core_config.disarmed,
         own_pids: own.pids,
         own_exe: own.exe,

@@ -4,6 +4,7 @@
 //! Invariant: nothing here waits for the disk, and nothing is looked up outside of the identity tables.
 
 use crate::batch::Batch;
+use crate::boot_clock;
 use crate::config::Config;
 use crate::identity::Tables;
 use crate::recording::{CoreStart, Entry, Identity, Origin, Recorder, Writer};
@@ -47,7 +48,7 @@ impl Tape {
             kernel: super::kernel_release(),
             config_sha256: config.digest.clone(),
             window_ns: nanos(config.watch.window),
-            started_ns: crate::act::now_ns(),
+            started_ns: boot_clock::now_ns(),
             started_unix_ns: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, nanos),
