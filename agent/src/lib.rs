@@ -6,6 +6,7 @@
 pub mod act;
 pub mod audit;
 pub mod batch;
+pub mod boot_clock;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -152,11 +152,10 @@ fn react(cgroup: &TestCgroup, mode: &str, action: &str) -> String {
     )
 }
 
-/// A run of the guest that asks for something at each driver call, under the mode, until `through`.
+/// A recorded run under that configuration, until `through`.
 fn recorded_run(
     cgroup: &TestCgroup,
-    mode: &str,
-    action: &str,
+    config: &str,
     through: impl FnOnce(&Agent, &TestCgroup),
 ) -> (Agent, PathBuf) {
     let dir = tempfile::Builder::new()
@@ -164,9 +163,8 @@ fn recorded_run(
         .tempdir()
         .unwrap();
     let recording = dir.path().join("run.arrows");
-    let config = react(cgroup, mode, action);
     let mut agent =
-        Agent::start_in(dir, &config, &["--record", recording.to_str().unwrap()]).unwrap();
+        Agent::start_in(dir, config, &["--record", recording.to_str().unwrap()]).unwrap();
     through(&agent, cgroup);
     assert_eq!(agent.end().unwrap(), Some(0), "{}", agent.log());
     (agent, recording)
@@ -215,29 +213,34 @@ fn any(decided: &[String], text: &str) -> bool {
 fn a_run_that_acts_replays_to_its_own_decisions() {
     live_or_skip!("a_run_that_acts_replays_to_its_own_decisions");
     let cgroup = TestCgroup::new("replay").unwrap();
-    let (agent, recording) = recorded_run(&cgroup, "enforce", "quota", |agent, cgroup| {
-        let verdict = |what: &str, name: &str, beyond: usize| {
-            let seen = || {
-                let records = agent.audit();
-                let named = records
-                    .iter()
-                    .filter(|record| record["verdict"] == name || record["reason"]["gate"] == name);
-                (named.count() > beyond).then_some(())
+    let (agent, recording) = recorded_run(
+        &cgroup,
+        &react(&cgroup, "enforce", "quota"),
+        |agent, cgroup| {
+            let verdict = |what: &str, name: &str, beyond: usize| {
+                let seen = || {
+                    let records = agent.audit();
+                    let named = records.iter().filter(|record| {
+                        record["verdict"] == name || record["reason"]["gate"] == name
+                    });
+                    (named.count() > beyond).then_some(())
+                };
+                eventually(what, seen).unwrap();
             };
-            eventually(what, seen).unwrap();
-        };
-        let burner = burner(cgroup, "60000");
-        verdict("a renewal", "renewed", 0);
-        agent.call(&["disarm"]).unwrap();
-        verdict("a refusal", "disarmed", 0);
-        agent.call(&["arm"]).unwrap();
-        verdict("another grant", "granted", 1);
-        agent.call(&["leases", "release"]).unwrap();
-        verdict("a third grant", "granted", 2);
-        drop(burner);
-        let undone = |record: &Value| record["kind"] == "undo_intent" && record["why"] == "expired";
-        agent.wait_for("the end of the lease", undone).unwrap();
-    });
+            let burner = burner(cgroup, "60000");
+            verdict("a renewal", "renewed", 0);
+            agent.call(&["disarm"]).unwrap();
+            verdict("a refusal", "disarmed", 0);
+            agent.call(&["arm"]).unwrap();
+            verdict("another grant", "granted", 1);
+            agent.call(&["leases", "release"]).unwrap();
+            verdict("a third grant", "granted", 2);
+            drop(burner);
+            let undone =
+                |record: &Value| record["kind"] == "undo_intent" && record["why"] == "expired";
+            agent.wait_for("the end of the lease", undone).unwrap();
+        },
+    );
     let live = assert_the_same(&agent, &recording);
     for text in [
         "granted", "renewed", "disarmed", "released", "expired", "undo",
@@ -274,21 +277,25 @@ fn a_run_that_acts_replays_to_its_own_decisions() {
 fn a_run_that_observes_replays_to_its_own_decisions() {
     live_or_skip!("a_run_that_observes_replays_to_its_own_decisions");
     let cgroup = TestCgroup::new("watched").unwrap();
-    let (agent, recording) = recorded_run(&cgroup, "observe", "terminate", |agent, cgroup| {
-        let observed = |record: &Value| record["verdict"] == "observed";
-        let first = burner(cgroup, "60000");
-        agent.wait_for("a decision", observed).unwrap();
-        // Its last requests find it gone, or not: the recording knows.
-        drop(first);
-        let second = burner(cgroup, "60000");
-        let pid = second.pid();
-        let of_second = |record: &Value| {
-            observed(record) && record["request"]["target"]["process"]["pid"] == pid
-        };
-        agent
-            .wait_for("a decision about the second", of_second)
-            .unwrap();
-    });
+    let (agent, recording) = recorded_run(
+        &cgroup,
+        &react(&cgroup, "observe", "terminate"),
+        |agent, cgroup| {
+            let observed = |record: &Value| record["verdict"] == "observed";
+            let first = burner(cgroup, "60000");
+            agent.wait_for("a decision", observed).unwrap();
+            // Its last requests find it gone, or not: the recording knows.
+            drop(first);
+            let second = burner(cgroup, "60000");
+            let pid = second.pid();
+            let of_second = |record: &Value| {
+                observed(record) && record["request"]["target"]["process"]["pid"] == pid
+            };
+            agent
+                .wait_for("a decision about the second", of_second)
+                .unwrap();
+        },
+    );
     let live = assert_the_same(&agent, &recording);
     assert!(any(&live, "\"observed\""), "{live:#?}");
     let summary = summary(&recording);
@@ -300,15 +307,54 @@ fn a_run_that_observes_replays_to_its_own_decisions() {
 fn a_run_that_ends_its_target_replays_to_its_own_decisions() {
     live_or_skip!("a_run_that_ends_its_target_replays_to_its_own_decisions");
     let cgroup = TestCgroup::new("ended").unwrap();
-    let (agent, recording) = recorded_run(&cgroup, "enforce", "terminate", |agent, cgroup| {
-        let mut burner = burner(cgroup, "60000");
-        burner.0.wait().unwrap();
+    let (agent, recording) = recorded_run(
+        &cgroup,
+        &react(&cgroup, "enforce", "terminate"),
+        |agent, cgroup| {
+            let mut burner = burner(cgroup, "60000");
+            burner.0.wait().unwrap();
+            agent
+                .wait_for("the outcome", |record| record["kind"] == "outcome")
+                .unwrap();
+        },
+    );
+    let live = assert_the_same(&agent, &recording);
+    assert!(any(&live, "granted"), "{live:#?}");
+}
+
+#[test]
+fn a_policy_that_asks_who_is_who_is_answered_as_in_the_run() {
+    live_or_skip!("a_policy_that_asks_who_is_who_is_answered_as_in_the_run");
+    let cgroup = TestCgroup::new("asks").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("again.gguf");
+    std::fs::write(&model, vec![7; 8192]).unwrap();
+    let config = format!(
+        "[watch]\ncgroups = [{:?}]\n[policies.reload-loop]\npath = {:?}\nmode = \"enforce\"\npower = \"throttle\"\n\
+         cooldown = \"0s\"\nactions-per-minute = 60\n\
+         settings = {{ epochs = 2, min_gap_ms = 1, min_file_mib = 0, count_opens = true, lease_ms = 1000 }}\n",
+        cgroup.path(),
+        policy("reload-loop"),
+    );
+    let (agent, recording) = recorded_run(&cgroup, &config, |agent, cgroup| {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "while :; do cat \"$0\" >/dev/null; sleep 0.1; done"])
+            .arg(&model);
+        cgroup.enter(&mut command);
+        let _loader = Ward::start(&mut command).unwrap();
         agent
-            .wait_for("the outcome", |record| record["kind"] == "outcome")
+            .wait_for("a renewal", |record| record["verdict"] == "renewed")
             .unwrap();
     });
     let live = assert_the_same(&agent, &recording);
-    assert!(any(&live, "granted"), "{live:#?}");
+    // Both names are answers: the policy knows numbers only.
+    assert!(
+        any(&live, "again.gguf") && any(&live, cgroup.path()),
+        "{live:#?}"
+    );
+    let summary = summary(&recording);
+    assert!(summary["answers"].as_u64() >= Some(2), "{summary}");
 }
 
 /// A file system of a few pages, in a folder of this test's own.

@@ -97,8 +97,12 @@ struct Screen {
 
 impl Screen {
     fn open(agent: &Agent) -> Self {
+        Self::sized(agent, 30)
+    }
+
+    fn sized(agent: &Agent, lines: u16) -> Self {
         let size = nix::pty::Winsize {
-            ws_row: 30,
+            ws_row: lines,
             ws_col: 120,
             ws_xpixel: 0,
             ws_ypixel: 0,
@@ -128,13 +132,13 @@ impl Screen {
         Self { ward, keys, seen }
     }
 
+    fn has(&self, text: &str) -> bool {
+        let seen = self.seen.lock().unwrap();
+        seen.windows(text.len()).any(|part| part == text.as_bytes())
+    }
+
     fn wait_for(&self, text: &str) {
-        eventually(text, || {
-            let seen = self.seen.lock().unwrap();
-            let found = seen.windows(text.len()).any(|part| part == text.as_bytes());
-            found.then_some(())
-        })
-        .unwrap_or_else(|error| {
+        eventually(text, || self.has(text).then_some(())).unwrap_or_else(|error| {
             let seen = self.seen.lock().unwrap().clone();
             panic!("{error}: {:?}", String::from_utf8_lossy(&seen))
         });
@@ -160,6 +164,17 @@ fn the_terminal_is_given_back_by_a_key_and_by_a_signal() {
     screen.wait_for(GIVEN_BACK);
     let status = screen.ward.0.wait().unwrap();
     assert_eq!(status.code(), Some(0));
+
+    // Ten lines have no room for the help: its last line comes with the End key, the first page does not have it.
+    let mut screen = Screen::sized(&agent, 10);
+    screen.wait_for("WORKLOAD");
+    screen.keys.write_all(b"?").unwrap();
+    screen.wait_for("gathers");
+    assert!(!screen.has("compute"));
+    screen.keys.write_all(b"\x1b[6~\x1b[F").unwrap();
+    screen.wait_for("compute");
+    screen.keys.write_all(b"q").unwrap();
+    assert_eq!(screen.ward.0.wait().unwrap().code(), Some(0));
 
     let mut screen = Screen::open(&agent);
     screen.wait_for("WORKLOAD");

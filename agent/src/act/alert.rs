@@ -10,7 +10,7 @@
 //! "cgroup":PATH|null,"evidence":[{"name":TEXT,"value":NUMBER,"unit":TEXT}],"decision":N,
 //! "effect":N}`. Fields may be added; `format` counts up when one changes its meaning.
 
-use super::now_ns;
+use crate::boot_clock::now_ns;
 use palisade_core::{ActOutcome, EffectId, Evidence, Severity, Target};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};

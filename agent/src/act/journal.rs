@@ -16,7 +16,7 @@
 //! Files in the folder: `leases.journal`, `journal.lock`, `keeper.log`.
 
 use super::cgroup::Version;
-use super::now_ns;
+use crate::boot_clock::now_ns;
 use palisade_core::{Lease, LeaseId};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};

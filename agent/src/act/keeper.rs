@@ -15,8 +15,8 @@
 //! What it did goes to `keeper.log` (JSON lines, [`Note`]) for the next agent's audit log.
 
 use super::journal::{self, Entry, JournalError};
-use super::now_ns;
 use super::restore::{is_final, restore};
+use crate::boot_clock::now_ns;
 use nix::sys::signal::SigSet;
 use palisade_core::{ActOutcome, Lease};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

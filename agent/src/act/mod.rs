@@ -24,11 +24,3 @@ pub use executor::{Executor, ExecutorOptions};
 pub use journal::{Entry, Journal, JournalError, Recovered};
 pub use keeper::Keeper;
 pub use restore::{Released, release_all};
-
-/// `CLOCK_BOOTTIME` in nanoseconds.
-pub fn now_ns() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    (time.tv_sec as u64)
-        .saturating_mul(1_000_000_000)
-        .saturating_add(time.tv_nsec as u64)
-}

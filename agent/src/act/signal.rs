@@ -7,7 +7,7 @@
 //! - A kill freezes nothing before its caller, who keeps the undo, has agreed.
 
 use super::cgroup::{CgroupDir, CgroupError, KnobHandle, Setting, Version, is_within, v2};
-use super::now_ns;
+use crate::boot_clock::now_ns;
 use crate::identity::layout::Layout;
 use palisade_core::{ActOutcome, Knob, Lease, LeaseId, ProcessId, WorkloadId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

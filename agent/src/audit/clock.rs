@@ -1,4 +1,4 @@
-//! Wall-clock and boot time, for the edge of the log and for people.
+//! Wall-clock time, for the edge of the log and for people.
 //!
 //! Invariants: times are UTC; a formatted time parses back to itself. Nothing here orders
 //! records: only their sequence numbers do (a wall clock may be set back).
@@ -13,12 +13,6 @@ pub fn wall_ns() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
-}
-
-/// `CLOCK_BOOTTIME`, nanoseconds.
-pub fn boot_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    (now.tv_sec as u64) * NS + now.tv_nsec as u64
 }
 
 /// RFC 3339 in UTC with microseconds: `2026-11-22T23:30:39.000001Z`.

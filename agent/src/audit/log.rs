@@ -11,6 +11,7 @@ use super::recover::{self, Recovery};
 use super::segment::MAX_LINE;
 use super::writer::Writer;
 use super::{AuditError, Entry, Options, clock};
+use crate::boot_clock;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -400,7 +401,7 @@ impl State {
         let seq = self.head.seq + 1;
         let mut line = Vec::with_capacity(body.len() + 256);
         let time = clock::rfc3339(clock::wall_ns());
-        chain::begin_line(&mut line, seq, &time, clock::boot_ns(), &self.head.hash);
+        chain::begin_line(&mut line, seq, &time, boot_clock::now_ns(), &self.head.hash);
         // `body` is a JSON object: its opening brace gives way to the leading fields.
         line.extend_from_slice(body.get(1..).unwrap_or_default());
         if seal {

@@ -2,6 +2,7 @@
 
 use super::{Paths, exit, status};
 use crate::act;
+use crate::boot_clock;
 use crate::control::{self, Request};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
@@ -43,7 +44,7 @@ pub(super) fn run(args: &LeasesArgs, paths: &Paths) -> Result<u8> {
             if *json {
                 println!("{leases}");
             } else {
-                status::print_leases(&leases, act::now_ns());
+                status::print_leases(&leases, boot_clock::now_ns());
             }
             Ok(exit::OK)
         }

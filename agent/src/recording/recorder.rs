@@ -60,6 +60,8 @@ struct Inner {
     unsaid: AtomicU64,
     /// The same of notes.
     unsaid_notes: AtomicU64,
+    /// Until the file may be made.
+    begin: Mutex<Option<SyncSender<()>>>,
     thread: Mutex<Option<JoinHandle<Result<(), WriteError>>>>,
 }
 
@@ -77,13 +79,27 @@ struct Counts {
 impl Recorder {
     /// Starts the thread `recorder`.
     pub fn start(writer: Writer) -> io::Result<Self> {
+        let recorder = Self::waiting(move || Ok(writer))?;
+        recorder.begin();
+        Ok(recorder)
+    }
+
+    /// Starts it before there is a file: what it is told waits in the queue until [`Self::begin`]. One that never begins
+    /// makes no file.
+    pub fn waiting(
+        open: impl FnOnce() -> Result<Writer, WriteError> + Send + 'static,
+    ) -> io::Result<Self> {
+        let (begin, begun) = sync_channel(1);
         let (queue, messages) = sync_channel(QUEUE);
         let counts = Arc::new(Counts::default());
         let shared = Arc::clone(&counts);
         let thread = std::thread::Builder::new()
             .name("recorder".to_owned())
             .spawn(move || {
-                let result = write(writer, &messages, &shared);
+                if begun.recv().is_err() {
+                    return Ok(());
+                }
+                let result = open().and_then(|writer| write(writer, &messages, &shared));
                 if let Err(error) = &result {
                     shared.fail(error);
                 }
@@ -94,8 +110,18 @@ impl Recorder {
             counts,
             unsaid: AtomicU64::new(0),
             unsaid_notes: AtomicU64::new(0),
+            begin: Mutex::new(Some(begin)),
             thread: Mutex::new(Some(thread)),
         })))
+    }
+
+    /// Makes the file.
+    pub fn begin(&self) {
+        let begin = self.0.begin.lock();
+        if let Some(begin) = begin.unwrap_or_else(PoisonError::into_inner).take() {
+            // There is room for the one message that it ever gets.
+            let _ = begin.try_send(());
+        }
     }
 
     /// Adds a batch and, before it, what is newly known about who is in it. `false`: there was no room,
@@ -157,6 +183,8 @@ impl Recorder {
 
     /// Writes what is waiting and ends the recording in order. Later entries are ignored.
     pub fn finish(&self) -> Result<Progress, WriteError> {
+        let begin = self.0.begin.lock();
+        drop(begin.unwrap_or_else(PoisonError::into_inner).take());
         // It fails only if the thread gave up; its result says why.
         let _ = self.0.queue.send(Message::End);
         let thread = self.0.thread.lock();

@@ -377,6 +377,35 @@ fn files_are_written_beside_the_work_and_a_missing_one_is_told() {
     assert!(read[0].contains("File") && read[1].contains("Batch") && read[2].contains("Tick"));
 }
 
+#[test]
+fn a_recording_that_never_begins_makes_no_file_and_one_that_does_has_what_was_said_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.arrows");
+    let waiting = || {
+        let path = path.clone();
+        Recorder::waiting(move || Writer::create(&path, &origin())).unwrap()
+    };
+    let recorder = waiting();
+    assert!(recorder.notes(vec![Entry::Tick { time_ns: 1 }]));
+    recorder.finish().unwrap();
+    assert!(!path.exists());
+
+    let recorder = waiting();
+    assert!(recorder.notes(vec![Entry::Tick { time_ns: 1 }]));
+    recorder.begin();
+    assert!(recorder.notes(vec![Entry::Tick { time_ns: 2 }]));
+    recorder.finish().unwrap();
+    assert_eq!(Reader::open(&path).unwrap().count(), 2);
+
+    let nowhere = dir.path().join("none/run.arrows");
+    let recorder = Recorder::waiting(move || Writer::create(&nowhere, &origin())).unwrap();
+    recorder.begin();
+    let error = recorder.finish().unwrap_err();
+    assert_eq!(recorder.failure(), Some(error.to_string()));
+    assert!(!recorder.notes(vec![Entry::Tick { time_ns: 1 }]));
+    assert_eq!(recorder.progress().notes_lost, 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1024, ..ProptestConfig::default() })]
 

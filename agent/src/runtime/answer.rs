@@ -6,6 +6,7 @@ use super::looking::{self, DeviceName};
 use super::reel::Reel;
 use super::watch::Alarm;
 use super::{Message, Shared};
+use crate::boot_clock;
 use crate::config::Config;
 use crate::control::{ErrorCode, Handler, Request, Response, Server};
 use crate::policy::LoadError;
@@ -146,7 +147,7 @@ impl Desk {
         Response::ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
-            "now_ns": crate::act::now_ns(),
+            "now_ns": boot_clock::now_ns(),
             "window_ns": u64::try_from(self.window.as_nanos()).unwrap_or(u64::MAX),
             "core": core,
             "policies": self.policies(),

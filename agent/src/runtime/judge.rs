@@ -9,6 +9,7 @@ use super::reel::Told;
 use super::tape::Notes;
 use super::{LIFE, Shared};
 use crate::audit::{Entry, Identity};
+use crate::boot_clock;
 use crate::policy::PolicyEvent;
 use palisade_core::{
     ActOutcome, Core, Decision, Effect, Grant, Input, PolicyRef, Reason, Target, Verdict,
@@ -104,7 +105,7 @@ impl Judge {
         }
         let mut stopping: Option<u64> = None;
         loop {
-            let now = crate::act::now_ns();
+            let now = boot_clock::now_ns();
             let done = self.under_way == 0 && self.core.leases().next().is_none();
             if stopping.is_some_and(|until| now >= until || done) {
                 return self.told;
@@ -122,7 +123,7 @@ impl Judge {
                     self.shared.audit.append(Entry::Note {
                         text: format!("stopping: {why}; undoing every lease"),
                     });
-                    stopping = Some(crate::act::now_ns().saturating_add(STOP_PATIENCE_NS));
+                    stopping = Some(boot_clock::now_ns().saturating_add(STOP_PATIENCE_NS));
                     self.step(Input::Release(None));
                 }
                 Ok(message) => self.hear(message),
@@ -148,7 +149,7 @@ impl Judge {
             if self
                 .core
                 .next_deadline()
-                .is_some_and(|at| at <= crate::act::now_ns())
+                .is_some_and(|at| at <= boot_clock::now_ns())
             {
                 self.step(Input::Tick);
             }
@@ -230,7 +231,7 @@ impl Judge {
     }
 
     pub(super) fn step(&mut self, input: Input) {
-        let now_ns = crate::act::now_ns();
+        let now_ns = boot_clock::now_ns();
         if let Some(notes) = &mut self.notes {
             notes.heard(now_ns, &input);
         }

@@ -8,6 +8,7 @@
 
 use super::{Shared, options::family};
 use crate::batch::Batch;
+use crate::boot_clock;
 use crate::config::{Config, DeviceClass, ProcDevices};
 use crate::metrics::commands::Family;
 use crate::metrics::{Absent, KINDS, Metric, Metrics, Snapshot};
@@ -76,7 +77,7 @@ impl Looking {
     /// Answers a question: the numbers as of the last batch, with names. The first question begins
     /// the subscription and is answered with nothing.
     pub(super) fn look(&self, shared: &Shared, devices: &[DeviceName]) -> Snapshot {
-        if self.asked(crate::act::now_ns()) {
+        if self.asked(boot_clock::now_ns()) {
             shared.subscribe();
         }
         let report = shared

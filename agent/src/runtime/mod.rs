@@ -21,6 +21,7 @@ mod watch;
 
 use crate::act::{self, Executor, ExecutorOptions, Journal, Keeper};
 use crate::audit::{self, Audit, AuditError, Entry};
+use crate::boot_clock;
 use crate::config::Config;
 use crate::control::{self, LockError};
 use crate::exit::{self, coded};
@@ -135,12 +136,13 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
             ..identity::Limits::default()
         },
     );
-    let (reel, tape) = options
+    let tape = options
         .record
         .as_deref()
-        .map(|path| record_to(path, config))
-        .unzip();
-    let tape = tape.flatten();
+        .map(|path| Tape::of_run(path, config))
+        .transpose()?;
+    let recording = options.record.as_deref().zip(tape.as_ref());
+    let reel = recording.map(|(path, tape)| Reel::new(path, tape.recorder()));
     let shared = Shared {
         audit: audit.clone(),
         tables,
@@ -185,13 +187,13 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
         });
     }
     let start = CoreStart {
-        run_seed: act::now_ns(),
+        run_seed: boot_clock::now_ns(),
         disarmed: core_config.disarmed,
         own_pids: own.pids,
         own_exe: own.exe,
     };
     let core = Core::new(core_config, protect, start.run_seed);
-    let recorder = shared.reel.as_ref().and_then(Reel::recorder);
+    let recorder = shared.reel.as_ref().map(Reel::recorder);
     let notes = recorder.map(|recorder| Notes::new(recorder.clone(), start));
     let judge = Judge::new(core, shared.clone(), grants, effects, notes);
     let core = {
@@ -241,7 +243,7 @@ fn guard(
     tape: Option<Tape>,
 ) -> Result<String> {
     let mut lookup: Arc<dyn Lookup> = Arc::new(lookup::TableLookup(shared.tables.clone()));
-    if let Some(recorder) = shared.reel.as_ref().and_then(Reel::recorder) {
+    if let Some(recorder) = shared.reel.as_ref().map(Reel::recorder) {
         lookup = Arc::new(asked::Witness::new(lookup, recorder.clone()));
     }
     let events = messages.clone();
@@ -303,6 +305,9 @@ fn guard(
         sensors: serde_json::to_value(report.brief())?,
         protected: shared.protected.get().cloned().unwrap_or_default(),
     });
+    if let Some(reel) = &shared.reel {
+        reel.recorder().begin();
+    }
     let mut sink = sink::AgentSink::new(publisher, shared.clone(), messages.clone(), tape);
     let thread = named("sensors", {
         let guard = alarm.guard("sensors");
@@ -323,15 +328,6 @@ fn guard(
     handle.stop();
     let _ = thread.join();
     served
-}
-
-/// Begins the run's recording. One that cannot be begun is told of, and no reason not to guard.
-fn record_to(path: &Path, config: &Config) -> (Reel, Option<Tape>) {
-    let policies = config.policies.iter().map(|policy| policy.name.clone());
-    match Tape::create(path, config, policies.collect()) {
-        Ok(tape) => (Reel::new(path, Ok(tape.recorder())), Some(tape)),
-        Err(error) => (Reel::new(path, Err(format!("{error:#}"))), None),
-    }
 }
 
 /// Has the sensors told which of the watched cgroups and containers are there, and the log of changes.

@@ -65,7 +65,7 @@ pub fn record(
         .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
     let tables = Tables::new(layout.clone(), identity::Limits::default());
     tables.seed_from_proc().context("cannot read /proc")?;
-    let tape = Tape::create(&options.output, config, Vec::new())?;
+    let tape = Tape::create(&options.output, config)?;
     let recorder = tape.recorder();
     let handle = sensors.handle();
     let lost = Arc::new(AtomicU64::new(0));

@@ -11,57 +11,41 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 pub(crate) struct Reel {
     path: PathBuf,
-    /// Or why there is none.
-    recorder: Result<Recorder, String>,
+    recorder: Recorder,
 }
 
 impl Reel {
-    /// In that file, which is begun or could not be.
-    pub(super) fn new(path: &Path, recorder: Result<Recorder, String>) -> Self {
+    /// In that file.
+    pub(super) fn new(path: &Path, recorder: Recorder) -> Self {
         Self {
             path: path.to_owned(),
             recorder,
         }
     }
 
-    /// The recorder, if it could be started.
-    pub(super) fn recorder(&self) -> Option<&Recorder> {
-        self.recorder.as_ref().ok()
-    }
-
-    /// Why nothing more is recorded.
-    fn failure(&self) -> Option<String> {
-        match &self.recorder {
-            Ok(recorder) => recorder.failure(),
-            Err(error) => Some(error.clone()),
-        }
-    }
-
-    fn progress(&self) -> Progress {
-        self.recorder().map(Recorder::progress).unwrap_or_default()
+    pub(super) fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 
     /// For the control socket.
     pub(super) fn status(&self) -> Value {
-        let failure = self.failure();
+        let failure = self.recorder.failure();
         json!({
             "path": self.path,
             "ok": failure.is_none(),
             "error": failure,
-            "progress": self.progress(),
+            "progress": self.recorder.progress(),
         })
     }
 
     /// Ends the recording in order, and writes into the audit log what is not whole.
     pub(super) fn finish(&self, told: &mut Told, audit: &Audit) {
-        if let Some(recorder) = self.recorder() {
-            // Why is told below.
-            let _ = recorder.finish();
-        }
+        // Why it fails is told below.
+        let _ = self.recorder.finish();
         self.tell(told, audit);
         let Progress {
             lost, notes_lost, ..
-        } = self.progress();
+        } = self.recorder.progress();
         if lost + notes_lost > 0 {
             let text = format!(
                 "the recording {} lacks {lost} record(s) and {notes_lost} note(s)",
@@ -77,15 +61,14 @@ impl Reel {
         if told.failed {
             return;
         }
-        let progress = self.progress();
+        let progress = self.recorder.progress();
         let missing = progress.lost + progress.notes_lost;
-        if let Some(error) = self.failure() {
+        if let Some(error) = self.recorder.failure() {
             told.failed = true;
             let text = format!(
                 "the recording {} has ended, the agent goes on without it: {error}",
                 self.path.display()
             );
-            tracing::error!("{text}");
             audit.append(Entry::Note { text });
         } else if missing > told.missing {
             audit.append(Entry::Loss {

@@ -4,6 +4,7 @@
 //! Invariant: nothing here waits for the disk, and nothing is looked up outside of the identity tables.
 
 use crate::batch::Batch;
+use crate::boot_clock;
 use crate::config::Config;
 use crate::identity::Tables;
 use crate::recording::{CoreStart, Entry, Identity, Origin, Recorder, Writer};
@@ -35,32 +36,30 @@ enum Key {
 }
 
 impl Tape {
-    /// Begins a recording in that file. `policies`: whose requests it will note.
-    pub(super) fn create(path: &Path, config: &Config, policies: Vec<String>) -> Result<Self> {
-        let nanos =
-            |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        let origin = Origin {
-            agent: env!("CARGO_PKG_VERSION").to_owned(),
-            abi: palisade_abi::ABI_VERSION,
-            boot_id: boot_id.unwrap_or_default().trim().to_owned(),
-            kernel: super::kernel_release(),
-            config_sha256: config.digest.clone(),
-            window_ns: nanos(config.watch.window),
-            started_ns: crate::act::now_ns(),
-            started_unix_ns: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, nanos),
-            policies,
-        };
-        let recorder = Writer::create(path, &origin)
+    /// Begins a recording in that file, of no policies.
+    pub(super) fn create(path: &Path, config: &Config) -> Result<Self> {
+        let recorder = Writer::create(path, &origin(config, Vec::new()))
             .map_err(anyhow::Error::from)
             .and_then(|writer| Ok(Recorder::start(writer)?))
             .with_context(|| format!("cannot record to {}", path.display()))?;
-        Ok(Self {
+        Ok(Self::of(recorder))
+    }
+
+    /// The recording of a run in that file, which is made when the recorder is told to begin: a start that fails leaves an
+    /// earlier run's recording where it is.
+    pub(super) fn of_run(path: &Path, config: &Config) -> Result<Self> {
+        let policies = config.policies.iter().map(|policy| policy.name.clone());
+        let origin = origin(config, policies.collect());
+        let path = path.to_owned();
+        let recorder = Recorder::waiting(move || Writer::create(&path, &origin));
+        Ok(Self::of(recorder.context("cannot start a recording")?))
+    }
+
+    fn of(recorder: Recorder) -> Self {
+        Self {
             recorder,
             written: HashSet::new(),
-        })
+        }
     }
 
     /// For those who note what the core hears, and for the end.
@@ -120,6 +119,26 @@ impl Tape {
             self.written.insert(key);
             news.push((key, identity));
         }
+    }
+}
+
+/// Where a recording that begins now comes from. `policies`: whose requests it will note.
+fn origin(config: &Config, policies: Vec<String>) -> Origin {
+    let nanos =
+        |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    Origin {
+        agent: env!("CARGO_PKG_VERSION").to_owned(),
+        abi: palisade_abi::ABI_VERSION,
+        boot_id: boot_id.unwrap_or_default().trim().to_owned(),
+        kernel: super::kernel_release(),
+        config_sha256: config.digest.clone(),
+        window_ns: nanos(config.watch.window),
+        started_ns: boot_clock::now_ns(),
+        started_unix_ns: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, nanos),
+        policies,
     }
 }
 

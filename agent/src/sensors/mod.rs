@@ -275,10 +275,3 @@ pub enum SensorError {
     #[error("waiting for events: {0}")]
     Wait(#[source] io::Error),
 }
-
-/// `CLOCK_BOOTTIME`, nanoseconds: the time of all records.
-pub fn boot_now_ns() -> u64 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
-        time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
-    })
-}

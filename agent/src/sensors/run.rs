@@ -9,7 +9,6 @@
 use super::{
     MAX_BATCH, Scope, SensorError, Sensors,
     attach::{AttachReport, ProgramRuns},
-    boot_now_ns,
     drain::{Entry, decode},
     load::possible_cpus,
     losses::Losses,
@@ -17,6 +16,7 @@ use super::{
     window::{Told, Windows},
 };
 use crate::batch::Batch;
+use crate::boot_clock;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, ppoll},
@@ -208,12 +208,12 @@ impl Sensors {
             losses: Losses::new(possible_cpus()?),
             stats: SensorStats::default(),
         };
-        let mut deadline = boot_now_ns() + window;
+        let mut deadline = boot_clock::now_ns() + window;
         loop {
             self.obey(&mut turn);
             let stop = self.shared.stop.load(Ordering::Acquire);
             let more = self.deliver_raw(&mut turn);
-            let now = boot_now_ns();
+            let now = boot_clock::now_ns();
             if stop || now >= deadline {
                 self.close_window(&mut turn);
                 // Late by whole windows: they are skipped, not made up for in a burst.
@@ -263,7 +263,7 @@ impl Sensors {
 
     /// Sleeps until the deadline at most. `quiet`: for [`QUIET_NS`], and the ring does not end it.
     fn wait(&self, deadline: u64, quiet: bool) -> Result<(), SensorError> {
-        let left = deadline.saturating_sub(boot_now_ns());
+        let left = deadline.saturating_sub(boot_clock::now_ns());
         let mut fds = [
             PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.ring.as_fd(), PollFlags::POLLIN),
@@ -350,7 +350,7 @@ impl Sensors {
             turn.deliver(std::mem::take(&mut records), false);
             batches -= 1;
         }
-        let now_ns = boot_now_ns();
+        let now_ns = boot_clock::now_ns();
         turn.windows.collect(&mut Told {
             now_ns,
             wanted: self.wanted,
@@ -419,7 +419,7 @@ impl Turn<'_> {
         // CPUs reserve their slots in another order than they read the clock.
         records.sort_by_key(|record| record.header.time_ns);
         let newest = records.last().map_or(0, |record| record.header.time_ns);
-        let now_ns = boot_now_ns().max(newest);
+        let now_ns = boot_clock::now_ns().max(newest);
         if self.stats.first_records_ns.is_none() && !records.is_empty() {
             self.stats.first_records_ns = own_start_ns().map(|start| now_ns.saturating_sub(start));
         }

@@ -8,7 +8,8 @@
 //! With `kill` it takes no lease, but starts processes in the cgroup and kills the workload, over and
 //! over, until it is killed itself.
 
-use palisade::act::{Executor, ExecutorOptions, Journal, Keeper, keeper, now_ns};
+use palisade::act::{Executor, ExecutorOptions, Journal, Keeper, keeper};
+use palisade::boot_clock::now_ns;
 use palisade::identity::layout::Layout;
 use palisade_core::{ActOutcome, Action, Effect, EffectId, Knob, Lease, LeaseId, Target};
 use std::error::Error;

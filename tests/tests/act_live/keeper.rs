@@ -137,7 +137,9 @@ fn kill_at_random(group: &Group, how: &str, as_before: impl Fn() -> bool) {
     for round in 0..30 {
         let journal = tempfile::tempdir().unwrap();
         let mut agent = StandIn::start(journal.path(), group, 200, 60_000, how);
-        sleep(Duration::from_micros(palisade::act::now_ns() % 20_000));
+        sleep(Duration::from_micros(
+            palisade::boot_clock::now_ns() % 20_000,
+        ));
         assert_eq!(agent.child.try_wait().unwrap(), None, "{}", agent.line());
         let keeper_too = round % 2 == 1;
         if keeper_too {

@@ -75,7 +75,7 @@ impl Group {
         let path = format!(
             "/palisade-test-{}-{}{}",
             std::process::id(),
-            palisade::act::now_ns(),
+            palisade::boot_clock::now_ns(),
             COUNT.fetch_add(1, Ordering::Relaxed)
         );
         let mut group = Self {

@@ -12,8 +12,8 @@ use super::settings::POLICIES;
 use super::stage::{MODEL_NAME, REPORT_EVERY, Stage};
 use super::{HOG, LOADER, SERVICE, Unable, claims, exit};
 use crate::audit::{Follow, Hash, Head};
+use crate::boot_clock;
 use anyhow::{Context, Result, anyhow};
-use nix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -57,7 +57,6 @@ pub(super) struct Play<'a> {
 impl<'a> Play<'a> {
     /// Nothing runs yet.
     pub(super) fn new(stage: &'a mut Stage, screen: Screen, stop: &'a AtomicBool) -> Result<Self> {
-        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).context("CLOCK_BOOTTIME")?;
         let culprit = |name, policy, must_name| -> Result<Culprit> {
             let cgroups = &stage.cgroups;
             Ok(Culprit::new(
@@ -72,11 +71,7 @@ impl<'a> Play<'a> {
             culprit(HOG, POLICIES[0].name, None)?,
             culprit(LOADER, POLICIES[1].name, Some(MODEL_NAME.to_owned()))?,
         ];
-        let case = Case::new(
-            Duration::from(now).as_nanos() as u64,
-            stage.cgroups.path(SERVICE),
-            culprits,
-        );
+        let case = Case::new(boot_clock::now_ns(), stage.cgroups.path(SERVICE), culprits);
         let log = Follow::after(&stage.audit_dir(), 0);
         let (lines, said) = channel();
         Ok(Self {

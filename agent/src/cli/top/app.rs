@@ -21,6 +21,8 @@ pub(super) enum Action {
     Reverse,
     Up,
     Down,
+    PageUp,
+    PageDown,
     First,
     Last,
     Open,
@@ -48,6 +50,8 @@ impl Action {
             KeyCode::Char('r') => Action::Reverse,
             KeyCode::Char('k') | KeyCode::Up => Action::Up,
             KeyCode::Char('j') | KeyCode::Down => Action::Down,
+            KeyCode::PageUp => Action::PageUp,
+            KeyCode::PageDown => Action::PageDown,
             KeyCode::Char('g') | KeyCode::Home => Action::First,
             KeyCode::Char('G') | KeyCode::End => Action::Last,
             KeyCode::Enter => Action::Open,
@@ -71,6 +75,20 @@ pub(super) enum View {
     Help,
 }
 
+/// How much there was to show in the last picture, and how much of it there was room for, in lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Page {
+    pub lines: usize,
+    pub room: usize,
+}
+
+impl Page {
+    /// The first line of the last page.
+    pub(super) fn end(self) -> usize {
+        self.lines.saturating_sub(self.room)
+    }
+}
+
 /// The state.
 #[derive(Debug)]
 pub(super) struct App {
@@ -83,6 +101,9 @@ pub(super) struct App {
     pub view: View,
     /// Workload that is selected; the first row's if it is gone.
     pub selected: Option<u64>,
+    /// First line that is shown of the details or the help.
+    pub scroll: usize,
+    page: Page,
     pub interval_s: f64,
     pub over: bool,
 }
@@ -97,6 +118,8 @@ impl App {
             reverse: false,
             view: View::Table,
             selected: None,
+            scroll: 0,
+            page: Page::default(),
             interval_s,
             over: false,
         }
@@ -117,6 +140,14 @@ impl App {
                 }
             }
             Err(error) => self.error = Some(error),
+        }
+    }
+
+    /// The picture was drawn: what there was in it.
+    pub(super) fn drawn(&mut self, page: Page) {
+        self.page = page;
+        if self.view != View::Table {
+            self.scroll = self.scroll.min(page.end());
         }
     }
 
@@ -147,22 +178,26 @@ impl App {
             Action::SortRight => self.sort = self.sort.step(1),
             Action::SortLeft => self.sort = self.sort.step(-1),
             Action::Reverse => self.reverse = !self.reverse,
-            Action::Up => self.select(|place, _| place.saturating_sub(1)),
-            Action::Down => self.select(|place, _| place + 1),
-            Action::First => self.select(|_, _| 0),
-            Action::Last => self.select(|_, last| last),
-            Action::Open => self.view = View::Detail,
+            Action::Up => self.go(|place, _| place.saturating_sub(1)),
+            Action::Down => self.go(|place, _| place + 1),
+            // A line of the page before stays in sight.
+            Action::PageUp => {
+                let page = self.page.room.saturating_sub(1).max(1);
+                self.go(|place, _| place.saturating_sub(page));
+            }
+            Action::PageDown => {
+                let page = self.page.room.saturating_sub(1).max(1);
+                self.go(|place, _| place + page);
+            }
+            Action::First => self.go(|_, _| 0),
+            Action::Last => self.go(|_, last| last),
+            Action::Open => self.show(View::Detail),
             Action::Back => match self.view {
                 View::Table => self.over = true,
-                View::Detail | View::Help => self.view = View::Table,
+                View::Detail | View::Help => self.show(View::Table),
             },
-            Action::Help => {
-                self.view = if self.view == View::Help {
-                    View::Table
-                } else {
-                    View::Help
-                };
-            }
+            Action::Help if self.view == View::Help => self.show(View::Table),
+            Action::Help => self.show(View::Help),
             Action::Slower => {
                 let slower = INTERVALS.iter().find(|i| **i > self.interval_s);
                 self.interval_s = slower.copied().unwrap_or(self.interval_s);
@@ -175,7 +210,18 @@ impl App {
         }
     }
 
-    fn select(&mut self, to: impl Fn(usize, usize) -> usize) {
+    fn show(&mut self, view: View) {
+        self.view = view;
+        self.scroll = 0;
+    }
+
+    /// Selects another row, or scrolls where there are none: `to` is given the place and the last one there is.
+    fn go(&mut self, to: impl Fn(usize, usize) -> usize) {
+        if self.view != View::Table {
+            let last = self.page.end();
+            self.scroll = to(self.scroll, last).min(last);
+            return;
+        }
         let rows = self.rows();
         let last = rows.len().saturating_sub(1);
         let place = to(self.place(), last).min(last);

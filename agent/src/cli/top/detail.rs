@@ -1,24 +1,19 @@
-//! Drawing one workload: its numbers, model files, driver commands and processes.
+//! What is said of one workload: its numbers, model files, driver commands and processes.
 
 use super::app::App;
 use super::columns::{self, COLUMNS, Column, WIDTH};
 use super::rows;
-use crate::cli::style::{escape, truncate};
+use crate::cli::style::escape;
 use crate::metrics::{Metric, ProcessMetrics, WorkloadMetrics};
-use ratatui::Frame;
-use ratatui::layout::Rect;
-use ratatui::text::Line;
-use ratatui::widgets::Paragraph;
 use std::fmt::Write as _;
 
 /// Columns of the table that a process has too.
 const PROCESS_COLUMNS: usize = 8;
 
-/// Everything about the selected workload.
-pub(super) fn draw(frame: &mut Frame<'_>, app: &App, area: Rect) {
+/// Everything about the selected workload, in lines that are meant for that width.
+pub(super) fn lines(app: &App, width: usize) -> Vec<String> {
     let Some(workload) = app.chosen() else {
-        frame.render_widget(Paragraph::new("nothing to show yet"), area);
-        return;
+        return vec!["nothing to show yet".to_owned()];
     };
     let mut lines = vec![
         format!(
@@ -36,18 +31,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App, area: Rect) {
             format!("{:<24}{number:>9}", metric.info().id)
         })
         .collect();
-    let across = (usize::from(area.width) / 37).max(1);
+    let across = (width / 37).max(1);
     lines.extend(numbers.chunks(across).map(|row| row.join("    ")));
     lines.extend(models(workload));
     lines.extend(commands(workload));
     lines.extend(processes(workload, app));
-    let width = usize::from(area.width);
-    let text: Vec<Line<'_>> = lines
-        .iter()
-        .take(usize::from(area.height))
-        .map(|line| Line::from(truncate(line, width)))
-        .collect();
-    frame.render_widget(Paragraph::new(text), area);
+    lines
 }
 
 fn models(workload: &WorkloadMetrics) -> Vec<String> {

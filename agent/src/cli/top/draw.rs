@@ -2,7 +2,7 @@
 //!
 //! Invariant: any size of terminal and any snapshot can be drawn; what does not fit is left out.
 
-use super::app::{App, View};
+use super::app::{App, Page, View};
 use super::columns::{self, COLUMNS, Sort, WIDTH};
 use super::{detail, rows};
 use crate::cli::style::{escape, truncate};
@@ -24,13 +24,14 @@ const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█']
 
 const KEYS: &str =
     "q quit · p pause · ←→ sort · r reverse · ↑↓ select · Enter details · +- interval · ? help";
+const SCROLL: &str = "↑↓ PgUp PgDn g G scroll · Esc back · q quit";
 const HELP: &[&str] = &[
     "q, Ctrl-C     end",
     "p, space      pause; the agent gathers on",
     "← →           sort by another column",
     "r             reverse the order",
-    "↑ ↓ g G       select a workload",
-    "Enter         its processes, driver commands and model files",
+    "↑ ↓ g G       select a workload; PgUp, PgDn by pages",
+    "Enter         its processes, driver commands and model files; the same keys scroll there",
     "Esc           back",
     "+ -           look less often, more often",
     "?             this page",
@@ -48,8 +49,8 @@ const HELP: &[&str] = &[
     "GPU columns are about the driver, not the compute units. More: docs/metrics.md",
 ];
 
-/// Draws everything.
-pub(super) fn draw(frame: &mut Frame<'_>, app: &App) {
+/// Draws everything. Answers how much of what there is was shown.
+pub(super) fn draw(frame: &mut Frame<'_>, app: &App) -> Page {
     let notes = notes(app);
     let devices: Vec<String> = app
         .snapshot
@@ -76,18 +77,49 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App) {
     let dim = Style::new().add_modifier(Modifier::DIM);
     frame.render_widget(title(app), areas[0]);
     frame.render_widget(Paragraph::new(devices.join("\n")), areas[1]);
-    match app.view {
+    let width = usize::from(areas[2].width);
+    let page = match app.view {
         View::Table => table(frame, app, areas[2]),
-        View::Detail => detail::draw(frame, app, areas[2]),
-        View::Help => frame.render_widget(Paragraph::new(HELP.join("\n")), areas[2]),
-    }
+        View::Detail => scrolled(frame, app, areas[2], &detail::lines(app, width)),
+        View::Help => scrolled(frame, app, areas[2], HELP),
+    };
     if graphs > 0
         && let Some(chosen) = app.chosen()
     {
         frame.render_widget(large_graphs(chosen, areas[3].width, graphs), areas[3]);
     }
     frame.render_widget(Paragraph::new(notes.join("\n")).style(dim), areas[4]);
-    frame.render_widget(Paragraph::new(KEYS).style(dim), areas[5]);
+    let keys = position(app, page).map_or_else(
+        || KEYS.to_owned(),
+        |position| format!("{position} · {SCROLL}"),
+    );
+    frame.render_widget(Paragraph::new(keys).style(dim), areas[5]);
+    page
+}
+
+/// Lines of which only a part may have room.
+fn scrolled(frame: &mut Frame<'_>, app: &App, area: Rect, lines: &[impl AsRef<str>]) -> Page {
+    let (width, room) = (usize::from(area.width), usize::from(area.height));
+    let page = Page {
+        lines: lines.len(),
+        room,
+    };
+    let shown = lines.iter().skip(app.scroll.min(page.end())).take(room);
+    let text: Vec<Line<'_>> = shown
+        .map(|line| Line::from(truncate(line.as_ref(), width)))
+        .collect();
+    frame.render_widget(Paragraph::new(text), area);
+    page
+}
+
+/// Which lines are shown, if that is not all.
+fn position(app: &App, page: Page) -> Option<String> {
+    if app.view == View::Table || page.end() == 0 {
+        return None;
+    }
+    let first = app.scroll.min(page.end());
+    let last = first + page.room;
+    Some(format!("lines {}–{last} of {}", first + 1, page.lines))
 }
 
 fn title(app: &App) -> Paragraph<'static> {
@@ -156,7 +188,7 @@ fn fit(width: u16) -> (usize, usize) {
     (columns, width.saturating_sub(taken).clamp(NAME, 60))
 }
 
-fn table(frame: &mut Frame<'_>, app: &App, area: Rect) {
+fn table(frame: &mut Frame<'_>, app: &App, area: Rect) -> Page {
     let (count, name_width) = fit(area.width);
     // The column that is sorted by is always there.
     let mut shown: Vec<usize> = (0..count).collect();
@@ -205,6 +237,11 @@ fn table(frame: &mut Frame<'_>, app: &App, area: Rect) {
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
     let mut state = TableState::default().with_selected(Some(app.place()));
     frame.render_stateful_widget(table, area, &mut state);
+    Page {
+        lines: app.snapshot.workloads.len(),
+        // Without the heading.
+        room: usize::from(area.height).saturating_sub(1),
+    }
 }
 
 fn right(text: impl Into<Text<'static>>) -> Cell<'static> {

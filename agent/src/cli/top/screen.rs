@@ -4,7 +4,7 @@
 //! with their usual effect; a panic gives it back first; asking happens on a thread of its own, so that a slow
 //! agent never holds up a key.
 
-use super::app::{Action, App};
+use super::app::{Action, App, Page};
 use super::draw::draw;
 use super::{ask, read};
 use crate::cli::Paths;
@@ -83,9 +83,11 @@ fn show(
     let mut stale = true;
     loop {
         if stale {
+            let mut page = Page::default();
             terminal
-                .draw(|frame| draw(frame, app))
+                .draw(|frame| page = draw(frame, app))
                 .context("cannot draw")?;
+            app.drawn(page);
         }
         stale = false;
         if !waiting && asked.elapsed() >= app.interval() {

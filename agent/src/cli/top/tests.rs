@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use super::app::{Action, App, View};
+use super::app::{Action, App, Page, View};
 use super::columns::{COLUMNS, Sort};
 use super::*;
 use crate::cli::style::columns as width;
@@ -82,13 +82,28 @@ fn app() -> App {
 /// The screen's lines, without the blanks at their ends.
 fn screen(app: &App, columns: u16, lines: u16) -> Vec<String> {
     let mut terminal = Terminal::new(TestBackend::new(columns, lines)).unwrap();
-    terminal.draw(|frame| draw::draw(frame, app)).unwrap();
+    terminal
+        .draw(|frame| {
+            draw::draw(frame, app);
+        })
+        .unwrap();
     let buffer = terminal.backend().buffer();
     let line = |y| {
         let text: String = (0..columns).map(|x| buffer[(x, y)].symbol()).collect();
         text.trim_end().to_owned()
     };
     (0..lines).map(line).collect()
+}
+
+/// The same, and the state knows what was drawn, as when `top` runs.
+fn picture(app: &mut App, columns: u16, lines: u16) -> Vec<String> {
+    let mut terminal = Terminal::new(TestBackend::new(columns, lines)).unwrap();
+    let mut page = Page::default();
+    terminal
+        .draw(|frame| page = draw::draw(frame, app))
+        .unwrap();
+    app.drawn(page);
+    screen(app, columns, lines)
 }
 
 fn find<'a>(lines: &'a [String], part: &str) -> &'a str {
@@ -164,6 +179,101 @@ fn the_detail_shows_commands_models_and_processes_and_escapes_names() {
     assert_eq!((app.view, app.over), (View::Table, false));
 }
 
+/// A workload whose 50 processes do not fit.
+fn crowded() -> App {
+    let mut snapshot = snapshot();
+    snapshot.devices.clear();
+    snapshot.absent.clear();
+    snapshot.workloads[1].processes = (0..50)
+        .map(|number| ProcessMetrics {
+            pid: 5000 + number,
+            comm: "worker".into(),
+            ..ProcessMetrics::default()
+        })
+        .collect();
+    App::new(Sort::Column(0), 1.0, snapshot)
+}
+
+#[test]
+fn the_detail_scrolls_and_says_where_it_is() {
+    let mut app = crowded();
+    app.act(Action::Open);
+    // A line at the top and one at the bottom are not the details'.
+    let shown = |app: &mut App| {
+        let lines = picture(app, 120, 22);
+        (lines[1].clone(), lines[20].clone(), lines[21].clone())
+    };
+    let whole = detail::lines(&app, 120);
+    let count = whole.len();
+    assert!(count > 50, "{whole:#?}");
+    let (first, last, position) = shown(&mut app);
+    assert_eq!(
+        (first, last),
+        (whole[0].clone(), whole[19].trim_end().to_owned())
+    );
+    assert!(
+        position.starts_with(&format!("lines 1–20 of {count} · ")) && position.contains("PgDn"),
+        "{position}"
+    );
+    for (keys, top) in [
+        (&[Action::Down][..], 1),
+        (&[Action::Down, Action::Down, Action::Up], 2),
+        (&[Action::PageDown], 21),
+        (&[Action::PageUp], 2),
+        (&[Action::Last], count - 20),
+        // Beyond the end there is nothing, and one key leads back.
+        (
+            &[Action::PageDown, Action::Down, Action::Down, Action::Up],
+            count - 21,
+        ),
+        (&[Action::First, Action::Up, Action::PageUp], 0),
+    ] {
+        for key in keys {
+            app.act(*key);
+        }
+        let (first, last, position) = shown(&mut app);
+        assert_eq!(first, whole[top].trim_end(), "{keys:?}");
+        assert_eq!(last, whole[top + 19].trim_end(), "{keys:?}");
+        let at = format!("lines {}–{} of {count} ", top + 1, top + 20);
+        assert!(position.starts_with(&at), "{keys:?}: {position}");
+    }
+
+    // The end stays in sight when there is less, and a taller terminal shows all.
+    app.act(Action::Last);
+    app.snapshot.workloads[1].processes.truncate(30);
+    let (_, last, position) = shown(&mut app);
+    assert!(last.contains("5029 worker"), "{last}");
+    let less = count - 20;
+    assert!(position.starts_with(&format!("lines {}–{less} of {less} ", less - 19)));
+    let lines = picture(&mut app, 120, 80);
+    assert!(lines[79].starts_with("q quit"), "{}", lines[79]);
+    assert_eq!(app.scroll, 0);
+
+    // Another look begins at the top, and the selection is what it was.
+    app.act(Action::Last);
+    app.act(Action::Back);
+    assert_eq!(app.chosen().unwrap().workload, 2);
+    app.act(Action::Open);
+    assert_eq!(shown(&mut app).0, whole[0]);
+}
+
+#[test]
+fn the_help_scrolls_where_it_does_not_fit_and_the_table_turns_pages() {
+    let mut app = app();
+    app.act(Action::Help);
+    let lines = picture(&mut app, 80, 10);
+    assert!(lines[9].starts_with("lines 1–"), "{lines:#?}");
+    app.act(Action::Last);
+    let lines = picture(&mut app, 80, 10);
+    assert!(lines.iter().any(|line| line.contains("docs/metrics.md")));
+    app.act(Action::Back);
+    picture(&mut app, 80, 6);
+    app.act(Action::PageDown);
+    assert_eq!(app.place(), 1);
+    app.act(Action::PageUp);
+    assert_eq!(app.place(), 0);
+}
+
 #[test]
 fn keys_mean_what_the_help_says() {
     let control = KeyModifiers::CONTROL;
@@ -179,6 +289,8 @@ fn keys_mean_what_the_help_says() {
         (KeyCode::Char('r'), none, Action::Reverse),
         (KeyCode::Up, none, Action::Up),
         (KeyCode::Down, none, Action::Down),
+        (KeyCode::PageUp, none, Action::PageUp),
+        (KeyCode::PageDown, none, Action::PageDown),
         (KeyCode::Char('G'), KeyModifiers::SHIFT, Action::Last),
         (KeyCode::Char('g'), none, Action::First),
         (KeyCode::Enter, none, Action::Open),
