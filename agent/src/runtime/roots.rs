@@ -4,7 +4,7 @@
 //! Invariants:
 //! - Nobody waits for a look: the whole tree of cgroups may have to be walked.
 //! - Containers are only looked for when a cgroup was made or removed since the last look, or, where the kernel does not
-//!   tell that, every [`BLIND_EVERY`].
+//!   tell that, every [`BLIND_EVERY`]; and never so often that it takes more than a hundredth of a CPU.
 
 use super::{named, options};
 use crate::config::Config;
@@ -25,6 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// watch, and in case a change was missed.
 const BLIND_EVERY: Duration = Duration::from_secs(5);
 const SURE_EVERY: Duration = Duration::from_secs(60);
+/// A walk is followed by a rest of so many times its length.
+const REST: u32 = 100;
 
 /// What the sensors and people are to be told.
 #[derive(Debug)]
@@ -190,12 +192,15 @@ struct Tree {
     /// Of every cgroup in which a container may come. `None`: changes are not told.
     watch: Option<Inotify>,
     walked: Option<Instant>,
+    /// When the next walk may be.
+    rested: Option<Instant>,
 }
 
 impl Tree {
     /// The containers in it. Each cgroup is watched before it is read: none that comes meanwhile is missed.
     fn walk(&mut self, layout: &Layout, prefixes: &[String]) -> BTreeMap<WorkloadId, String> {
-        self.walked = Some(Instant::now());
+        let begun = Instant::now();
+        self.walked = Some(begun);
         if prefixes.is_empty() {
             return BTreeMap::new();
         }
@@ -215,6 +220,7 @@ impl Tree {
         if !all {
             self.watch = None;
         }
+        self.rested = Instant::now().checked_add(begun.elapsed() * REST);
         found.into_iter().collect()
     }
 
@@ -223,6 +229,9 @@ impl Tree {
         let Some(walked) = self.walked else {
             return true;
         };
+        if self.rested.is_some_and(|rested| Instant::now() < rested) {
+            return false;
+        }
         let Some(watch) = &mut self.watch else {
             return walked.elapsed() >= BLIND_EVERY;
         };
@@ -265,6 +274,13 @@ mod tests {
         }
     }
 
+    /// A look after the tree has had its rest.
+    fn look(roots: &mut Roots) -> Option<Change> {
+        let rested = roots.tree.rested.unwrap();
+        std::thread::sleep(rested.saturating_duration_since(Instant::now()));
+        roots.look()
+    }
+
     fn cgroups(change: &Change) -> usize {
         match &change.scope {
             Scope::CgroupsAnd(ids, _) => ids.len(),
@@ -280,24 +296,24 @@ mod tests {
         fs::create_dir(tree.path().join("ai")).unwrap();
         let mut roots = roots(tree.path(), &["/ai"]);
         assert_eq!(cgroups(&roots.begin()), 1);
-        assert!(roots.look().is_none());
+        assert!(look(&mut roots).is_none());
 
         let container = pod.join(ID);
         fs::create_dir(&container).unwrap();
-        let change = roots.look().unwrap();
+        let change = look(&mut roots).unwrap();
         assert_eq!((cgroups(&change), change.pressure.len()), (2, 2));
         assert!(
             change.news[0].contains("the container's cgroup"),
             "{change:?}"
         );
-        assert!(roots.look().is_none());
+        assert!(look(&mut roots).is_none());
 
         fs::remove_dir(&container).unwrap();
         fs::remove_dir(tree.path().join("ai")).unwrap();
-        let change = roots.look().unwrap();
+        let change = look(&mut roots).unwrap();
         assert_eq!(cgroups(&change), 0);
         assert!(change.warnings[0].contains("is gone"), "{change:?}");
-        assert!(roots.look().is_none());
+        assert!(look(&mut roots).is_none());
     }
 
     #[test]
@@ -307,18 +323,18 @@ mod tests {
         let mut roots = roots(tree.path(), &[]);
         roots.begin();
         let walked = roots.tree.walked;
-        roots.look();
+        look(&mut roots);
         assert_eq!(roots.tree.walked, walked, "nothing came");
         // In a cgroup that itself is new.
         fs::create_dir(tree.path().join("docker")).unwrap();
-        assert!(roots.look().is_none());
+        assert!(look(&mut roots).is_none());
         assert!(roots.tree.walked > walked);
         fs::create_dir(tree.path().join("docker").join(ID)).unwrap();
-        assert_eq!(cgroups(&roots.look().unwrap()), 1);
+        assert_eq!(cgroups(&look(&mut roots).unwrap()), 1);
         // What happens inside of the container is nobody's business.
         let walked = roots.tree.walked;
         fs::create_dir(tree.path().join("docker").join(ID).join("init")).unwrap();
-        roots.look();
+        look(&mut roots);
         assert_eq!(roots.tree.walked, walked);
     }
 
@@ -330,5 +346,7 @@ mod tests {
         assert!(!tree.may_have_changed());
         tree.walked = Instant::now().checked_sub(BLIND_EVERY);
         assert!(tree.may_have_changed());
+        tree.rested = Instant::now().checked_add(BLIND_EVERY);
+        assert!(!tree.may_have_changed(), "the walk took long");
     }
 }

@@ -3,7 +3,9 @@
 //! Invariants:
 //! - Counters are never reset, only subtracted; a difference is told in exactly one window.
 //! - An ended process's entry goes after a grace period, so that its last counts are told first.
-//! - A map in which nothing was made is not read: walking its buckets is most of what an idle window costs.
+//! - A map in which nothing was made is not walked if it is empty or nearly so: walking the buckets of all
+//!   maps is most of what an idle window costs. Only the kernel programs make entries and count them, only
+//!   the agent removes them: so the known keys are all.
 
 use super::map_batch::{self, Batch, Unsupported};
 use super::pod::Plain;
@@ -19,6 +21,10 @@ const GRACE_WINDOWS: u64 = 2;
 const IDLE_WINDOWS: u64 = 64;
 /// While they stay without one, each look comes after twice the time of the one before, up to this.
 const IDLE_WINDOWS_MAX: u64 = 64 << 8;
+
+/// Buckets that the kernel walks in about the time of one look-up: a microsecond against one to several
+/// nanoseconds, by how much of the map is in the CPU's caches.
+const BUCKETS_A_LOOK_UP: usize = 1024;
 
 /// A process, as both kinds of key name it: pid and start in nanoseconds.
 pub(super) type Process = (u32, u64);
@@ -105,6 +111,8 @@ pub(super) struct Collector<K: Key, V: Pod> {
     batch: Option<Batch<K, V>>,
     /// Entries that the kernel had made when the map was last read to its end.
     added: Option<u64>,
+    /// About as many as it has room for entries.
+    buckets: usize,
 }
 
 impl<K: Key + Debug, V: Pod + PartialEq + Debug + CounterFamily> Collector<K, V> {
@@ -114,13 +122,30 @@ impl<K: Key + Debug, V: Pod + PartialEq + Debug + CounterFamily> Collector<K, V>
         cpus: usize,
         tell: fn(&K, &V, &mut Told<'_>),
     ) -> Self {
+        let buckets = map.map().info().map_or(0, |info| info.max_entries());
         Self {
+            buckets: buckets as usize,
             map,
             kinds,
             table: Table::new(),
             tell,
             batch: Some(Batch::new(cpus)),
             added: None,
+        }
+    }
+
+    /// Asks for the entries that are known.
+    fn look_up(&mut self, window: u64, told: &mut Told<'_>) {
+        let keys: Vec<K> = self.table.seen.keys().copied().collect();
+        for key in keys {
+            // One that is gone has nothing to tell.
+            let Ok(cpus) = self.map.get(&Plain(key), 0) else {
+                continue;
+            };
+            let cpus: Vec<V> = cpus.iter().map(|cpu| cpu.0).collect();
+            if let Some(difference) = self.table.observe(key, map_batch::sum(&cpus), window) {
+                (self.tell)(&key, &difference, told);
+            }
         }
     }
 
@@ -151,7 +176,9 @@ impl<K: Key + Debug, V: Pod + PartialEq + Send + Debug + CounterFamily> Collect
     fn collect(&mut self, window: u64, told: &mut Told<'_>) {
         let added = told.added.map(|added| added.counts[V::FAMILY]);
         // Read before the map: what is made meanwhile counts for the next window.
-        if added.is_some() && added == self.added && self.table.seen.is_empty() {
+        let none_is_new = added.is_some() && added == self.added;
+        if none_is_new && self.table.seen.len() * BUCKETS_A_LOOK_UP <= self.buckets {
+            self.look_up(window, told);
             return;
         }
         let (table, tell) = (&mut self.table, self.tell);
