@@ -135,7 +135,6 @@ impl Tracer {
     /// its own would be given the CPU too late to use its part within a slice. An error says why it cannot be run here.
     pub fn start(variant: Variant, cpus: &[usize], load: &TestCgroup) -> Result<Self> {
         let cgroup = TestCgroup::new("tracer")?;
-        prefer(&cgroup)?;
         let running = match variant {
             Variant::Again => {
                 std::thread::sleep(IDLE);
@@ -223,17 +222,6 @@ fn agent(cgroup: &TestCgroup, all_signals: bool) -> Result<Running> {
     let agent = Agent::start(&configuration(all_signals))?;
     adopt(cgroup, agent.ward.pid())?;
     Ok(Running::Agent(agent))
-}
-
-/// Gives a cgroup the CPU before all others: a busy machine keeps the few threads of one with a weight like the load's
-/// waiting for a tenth of a second, and a tracer that is kept waiting does less.
-fn prefer(cgroup: &TestCgroup) -> Result<()> {
-    let written = [("cpu.weight", "10000"), ("cpu.shares", "262144")]
-        .map(|(name, most)| std::fs::write(cgroup.cpu_file(name), most));
-    if written.iter().all(Result::is_err) {
-        bail!("a tracer's cgroup cannot be preferred: {written:?}");
-    }
-    Ok(())
 }
 
 /// Moves a process into a cgroup, with all its threads and children.

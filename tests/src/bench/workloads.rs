@@ -10,6 +10,9 @@ use crate::TestCgroup;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 /// Bytes of a request's body: an image, as `serve.py` wants it.
 const IMAGE: &str = "3072";
@@ -17,6 +20,8 @@ const IMAGE: &str = "3072";
 const PAIRS: &str = "2";
 /// Messages that one loop of hackbench's one group passes on: 20 senders, 20 receivers.
 const MESSAGES: u64 = 20 * 20;
+/// A load that runs for as long as something else takes looks so often whether that is done, seconds.
+const PORTION: f64 = 0.1;
 /// hackbench's loops before it is known how long one takes.
 const TRIED_LOOPS: u64 = 500;
 
@@ -114,7 +119,7 @@ pub struct Prepared {
     /// hackbench: loops that take about a second on one CPU.
     loops: f64,
     /// Dropped last: it can be removed when its processes are gone.
-    cgroup: TestCgroup,
+    cgroup: Arc<TestCgroup>,
 }
 
 #[derive(Debug)]
@@ -132,7 +137,7 @@ impl Prepared {
             loads: Vec::new(),
             servers: Vec::new(),
             loops: 0.0,
-            cgroup: TestCgroup::new(workload.name())?,
+            cgroup: Arc::new(TestCgroup::new(workload.name())?),
         };
         match workload {
             Workload::Serving => {
@@ -187,8 +192,27 @@ impl Prepared {
     }
 
     /// Where it runs.
-    pub fn cgroup(&self) -> &TestCgroup {
-        &self.cgroup
+    pub fn cgroup(&self) -> Arc<TestCgroup> {
+        Arc::clone(&self.cgroup)
+    }
+
+    /// Lets it run for as long as something else takes.
+    pub fn run_during<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let busy = scope.spawn(|| -> Result<()> {
+                while !done.load(Ordering::Relaxed) {
+                    self.run(PORTION)?;
+                }
+                Ok(())
+            });
+            let result = work();
+            done.store(true, Ordering::Relaxed);
+            match busy.join() {
+                Ok(ran) => ran.and(result),
+                Err(_) => bail!("a thread failed"),
+            }
+        })
     }
 
     /// CPU time of its processes so far, seconds.

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 const USAGE: &str = "overhead [--minutes 20] [--seconds 1] [--seed 1] [--file RESULTS.jsonl] \
                      [--loads serving,hackbench,switches,calls] [--variants none-again,burn,palisade,…], or \
                      overhead --from RESULTS.jsonl[,RESULTS.jsonl…]: only the tables of earlier runs";
-/// Whenever a tracer was started or ended, a load works for this part of a slice's length before the slice: what that
-/// left behind is not counted.
+/// A load works while a tracer starts or ends: a CPU that was idle serves others first for a while. Then each works for
+/// this part of a slice's length before its slice: what that left behind is not counted.
 const SETTLE: f64 = 0.5;
 /// Time between two lines that say how far it is.
 const SAYS_EVERY: Duration = Duration::from_secs(30);
@@ -209,10 +209,7 @@ impl Bench {
         for traced in order(&mut self.random) {
             if traced != tracer.is_some() {
                 tracer = match tracer.take() {
-                    Some(running) => {
-                        Tracer::end(running)?;
-                        None
-                    }
+                    Some(running) => end(loads, running)?,
                     None => Some(self.tracer(variant, loads)?),
                 };
                 settled = false;
@@ -236,12 +233,16 @@ impl Bench {
             }
             settled = true;
         }
-        tracer.map_or(Ok(()), Tracer::end)
+        if let Some(running) = tracer {
+            end(loads, running)?;
+        }
+        Ok(())
     }
 
-    fn tracer(&self, variant: Variant, loads: &[Prepared]) -> Result<Tracer> {
-        let beside = loads.first().context("no load")?.cgroup();
-        Tracer::start(variant, &self.cpus, beside)
+    fn tracer(&self, variant: Variant, loads: &mut [Prepared]) -> Result<Tracer> {
+        let load = loads.first_mut().context("no load")?;
+        let beside = load.cgroup();
+        load.run_during(|| Tracer::start(variant, &self.cpus, &beside))
             .with_context(|| format!("{} ran before and does not now", variant.name()))
     }
 
@@ -269,6 +270,12 @@ impl Bench {
             others: ((ticks.busy() - own - tracers) / all).max(0.0),
         })
     }
+}
+
+fn end(loads: &mut [Prepared], tracer: Tracer) -> Result<Option<Tracer>> {
+    let load = loads.first_mut().context("no load")?;
+    load.run_during(|| tracer.end())?;
+    Ok(None)
 }
 
 fn progress(blocks: usize, start: Instant, ticks: &report::CpuTicks) -> String {
