@@ -44,12 +44,14 @@ fn a_policy_of_the_first_version_loads_and_works() {
     // One too many of what it counts, among kinds of later versions.
     let mut records = vec![Record::new(header, SampleReads::default()), unknown];
     records.resize(records.len() + LIMIT + 1, map);
-    engine.publisher().publish(&Batch {
+    let batch = Batch {
         seq: 1,
         now_ns: 1_000_000_000,
         records: records.into(),
         window_end: true,
-    });
+    };
+    let full = |policy: &str, _| panic!("{policy} has room for one batch");
+    engine.publisher().publish(&batch, full);
     let until = Instant::now() + PATIENCE;
     let request = loop {
         let left = until.saturating_duration_since(Instant::now());

@@ -163,7 +163,7 @@ fn a_compiler_in_another_process_answers_as_the_one_in_this_does() {
         let engine = Engine::new(options, Arc::new(NoLookup), events).unwrap();
         engine.load(source).map_err(|error| error.to_string())?;
         let publisher = engine.publisher();
-        (1..=10).for_each(|seq| publisher.publish(&batch(seq)));
+        (1..=10).for_each(|seq| publisher.publish(&batch(seq), |_, _| {}));
         match inbox.recv_timeout(PATIENCE) {
             Ok(PolicyEvent::Output { requests, .. }) => Ok(evidence(&requests[0], "count")),
             other => Err(format!("{other:?}")),
