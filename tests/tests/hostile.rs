@@ -154,7 +154,7 @@ fn a_policy_that_floods_requests_harms_nobody() {
 /// The agent compiles in a process of its own: the same policy runs, and the same is said of a broken one.
 #[test]
 fn a_compiler_in_another_process_answers_as_the_one_in_this_does() {
-    let load = |compiler, source: PolicySource| {
+    let load = |compiler, source: PolicySource| -> Result<u64, String> {
         let (events, inbox) = mpsc::channel();
         let options = EngineOptions {
             compiler,
@@ -164,10 +164,13 @@ fn a_compiler_in_another_process_answers_as_the_one_in_this_does() {
         engine.load(source).map_err(|error| error.to_string())?;
         let publisher = engine.publisher();
         (1..=10).for_each(|seq| publisher.publish(&batch(seq), |_, _| {}));
-        match inbox.recv_timeout(PATIENCE) {
-            Ok(PolicyEvent::Output { requests, .. }) => Ok(evidence(&requests[0], "count")),
-            other => Err(format!("{other:?}")),
-        }
+        let mut events = std::iter::from_fn(|| inbox.recv_timeout(PATIENCE).ok());
+        let output = events.find_map(|event| match event {
+            PolicyEvent::Output { requests, .. } => Some(requests),
+            _ => None,
+        });
+        let requests = output.ok_or("no output")?;
+        Ok(evidence(&requests[0], "count"))
     };
     let both = |source: PolicySource| {
         let apart = load(Some(binaries().join("palisade")), source.clone());
