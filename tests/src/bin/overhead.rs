@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, bail};
 use palisade_tests::bench::arguments::Arguments;
-use palisade_tests::bench::paired::{Entry, Slice, cycle, order};
+use palisade_tests::bench::paired::{Entry, Slice, append, cycle, order};
 use palisade_tests::bench::stats::Random;
 use palisade_tests::bench::table::tables;
 use palisade_tests::bench::tracers::{Tracer, Variant};
@@ -97,30 +97,17 @@ fn warn_of_others() {
     }
 }
 
-/// The slices of earlier runs; their blocks and cycles are numbered on.
+/// The slices of earlier runs.
 fn read(files: &str) -> Result<Vec<Entry>> {
-    let mut entries: Vec<Entry> = Vec::new();
+    let mut all = Vec::new();
     for file in files.split(',') {
-        let (blocks, cycles) = (
-            entries
-                .iter()
-                .map(|entry| entry.block + 1)
-                .max()
-                .unwrap_or(0),
-            entries
-                .iter()
-                .map(|entry| entry.cycle + 1)
-                .max()
-                .unwrap_or(0),
-        );
-        for line in BufReader::new(File::open(file).with_context(|| file.to_owned())?).lines() {
-            let mut entry: Entry = serde_json::from_str(&line?).with_context(|| file.to_owned())?;
-            entry.block += blocks;
-            entry.cycle += cycles;
-            entries.push(entry);
-        }
+        let lines = BufReader::new(File::open(file).with_context(|| file.to_owned())?).lines();
+        let run: Vec<Entry> = lines
+            .map(|line| serde_json::from_str(&line?).with_context(|| file.to_owned()))
+            .collect::<Result<_>>()?;
+        append(&mut all, run);
     }
-    Ok(entries)
+    Ok(all)
 }
 
 impl Bench {
