@@ -42,7 +42,7 @@ fn table(text: &mut String, workload: Workload, all: &[Block]) -> fmt::Result {
     writeln!(text, "{}: {}", workload.name(), workload.what())?;
     writeln!(
         text,
-        "  {:<14} {:>6} {:>10} {:>8} | {:>10} {:>8}   | {:>8} {:>8} | {:>8} {:>8}   | {:>8} {:>8} | {:>7}",
+        "  {:<14} {:>6} {:>10} {:>8} | {:>10} {:>8}   | {:>8} {:>8} | {:>8} {:>8}   | {:>8} {:>8}   | {:>7}",
         "variant",
         "blocks",
         "median/s",
