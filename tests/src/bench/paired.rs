@@ -68,6 +68,18 @@ pub fn cycle(variants: &[(Variant, usize)], random: &mut Random) -> Vec<Variant>
     blocks
 }
 
+/// Adds another run; its blocks and cycles are numbered on.
+pub fn append(entries: &mut Vec<Entry>, run: Vec<Entry>) {
+    let after =
+        |number: fn(&Entry) -> usize| entries.iter().map(number).max().map_or(0, |last| last + 1);
+    let (block, cycle) = (after(|entry| entry.block), after(|entry| entry.cycle));
+    entries.extend(run.into_iter().map(|entry| Entry {
+        block: entry.block + block,
+        cycle: entry.cycle + cycle,
+        ..entry
+    }));
+}
+
 /// What a quantity is compared by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
@@ -210,6 +222,23 @@ mod tests {
             );
             assert!(blocks(&entries, Workload::Calls).is_empty(), "another load");
         }
+    }
+
+    #[test]
+    fn another_run_s_blocks_are_others_and_lines_come_back_as_they_were() {
+        let run: Vec<Entry> = [true, false, false, true]
+            .map(|traced| entry(0, Variant::Again, traced, 1.5))
+            .to_vec();
+        let mut all = run.clone();
+        append(&mut all, run);
+        assert_eq!(blocks(&all, Workload::Serving).len(), 2);
+        assert_eq!((all[7].block, all[7].cycle), (1, 1));
+        let line = serde_json::to_string(&all[7]).expect("text");
+        assert!(line.contains("\"variant\":\"none-again\""), "{line}");
+        assert_eq!(
+            serde_json::from_str::<Entry>(&line).expect("an entry"),
+            all[7]
+        );
     }
 
     #[test]

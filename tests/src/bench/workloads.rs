@@ -75,7 +75,7 @@ impl Workload {
         match (self, variant) {
             (Workload::Serving, Variant::Palisade) => 4,
             (Workload::Serving, Variant::Again) => 2,
-            (_, Variant::Burn) => 0,
+            (Workload::Hackbench | Workload::Switches | Workload::Calls, Variant::Burn) => 0,
             _ => 1,
         }
     }
@@ -295,4 +295,27 @@ fn together(loads: &mut [Load], seconds: f64) -> Result<Made> {
         sum.p99_ns = sum.p99_ns.max(made.p99_ns);
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_variant_runs_with_every_load_but_the_burn_which_serving_alone_needs() {
+        for workload in Workload::ALL {
+            for variant in Variant::ALL {
+                let runs = variant != Variant::Burn || workload == Workload::Serving;
+                assert_eq!(
+                    workload.weight(variant) > 0,
+                    runs,
+                    "{workload:?} {variant:?}"
+                );
+            }
+            let groups = Workload::GROUPS
+                .iter()
+                .filter(|group| group.contains(&workload));
+            assert_eq!(groups.count(), 1, "{workload:?}");
+        }
+    }
 }

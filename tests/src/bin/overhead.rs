@@ -4,8 +4,8 @@
 
 use anyhow::{Context, Result, bail};
 use palisade_tests::bench::arguments::Arguments;
-use palisade_tests::bench::paired::{Entry, Slice, cycle, order};
-use palisade_tests::bench::stats::Random;
+use palisade_tests::bench::paired::{Entry, Slice, append, cycle, order};
+use palisade_tests::bench::stats::{Random, median};
 use palisade_tests::bench::table::tables;
 use palisade_tests::bench::tracers::{Tracer, Variant};
 use palisade_tests::bench::workloads::{Prepared, Workload};
@@ -97,30 +97,17 @@ fn warn_of_others() {
     }
 }
 
-/// The slices of earlier runs; their blocks and cycles are numbered on.
+/// The slices of earlier runs.
 fn read(files: &str) -> Result<Vec<Entry>> {
-    let mut entries: Vec<Entry> = Vec::new();
+    let mut all = Vec::new();
     for file in files.split(',') {
-        let (blocks, cycles) = (
-            entries
-                .iter()
-                .map(|entry| entry.block + 1)
-                .max()
-                .unwrap_or(0),
-            entries
-                .iter()
-                .map(|entry| entry.cycle + 1)
-                .max()
-                .unwrap_or(0),
-        );
-        for line in BufReader::new(File::open(file).with_context(|| file.to_owned())?).lines() {
-            let mut entry: Entry = serde_json::from_str(&line?).with_context(|| file.to_owned())?;
-            entry.block += blocks;
-            entry.cycle += cycles;
-            entries.push(entry);
-        }
+        let lines = BufReader::new(File::open(file).with_context(|| file.to_owned())?).lines();
+        let run: Vec<Entry> = lines
+            .map(|line| serde_json::from_str(&line?).with_context(|| file.to_owned()))
+            .collect::<Result<_>>()?;
+        append(&mut all, run);
     }
-    Ok(entries)
+    Ok(all)
 }
 
 impl Bench {
@@ -174,14 +161,14 @@ impl Bench {
         }
         let names: Vec<&str> = loads.iter().map(|load| load.workload().name()).collect();
         let names = names.join(", ");
-        let (start, ticks, mut said) = (Instant::now(), report::cpu_ticks(), Instant::now());
+        let (first, start, mut said) = (self.entries.len(), Instant::now(), Instant::now());
         let (mut block, mut longest) = (0, BTreeMap::<Variant, Duration>::new());
         for round in 0.. {
             for variant in cycle(&weights, &mut self.random) {
                 // A block that might not end in time is not begun.
                 let longest = longest.entry(variant).or_default();
                 if start.elapsed() + *longest > budget {
-                    println!("{names}: {}", progress(block, start, &ticks));
+                    println!("{names}: {}", progress(&self.entries[first..], start));
                     return Ok(());
                 }
                 let begun = Instant::now();
@@ -189,7 +176,7 @@ impl Bench {
                 *longest = begun.elapsed().max(*longest);
                 block += 1;
                 if said.elapsed() > SAYS_EVERY {
-                    println!("{names}: {}", progress(block, start, &ticks));
+                    println!("{names}: {}", progress(&self.entries[first..], start));
                     said = Instant::now();
                 }
             }
@@ -278,12 +265,18 @@ fn end(loads: &mut [Prepared], tracer: Tracer) -> Result<Option<Tracer>> {
     Ok(None)
 }
 
-fn progress(blocks: usize, start: Instant, ticks: &report::CpuTicks) -> String {
-    let time = start.elapsed().as_secs_f64();
+/// How far it is, and whether the machine is quiet enough for it.
+fn progress(entries: &[Entry], start: Instant) -> String {
+    let part = |of: fn(&Slice) -> f64| {
+        let parts: Vec<f64> = entries.iter().map(|entry| of(&entry.slice)).collect();
+        100.0 * median(&parts)
+    };
     format!(
-        "{blocks} blocks in {:.1} min, {:.2} CPUs taken away by the hypervisor",
-        time / 60.0,
-        (report::cpu_ticks() - *ticks).steal() / time
+        "{} slices in {:.1} min; in the median slice {:.1} % of the CPU time stolen, {:.1} % used by others",
+        entries.len(),
+        start.elapsed().as_secs_f64() / 60.0,
+        part(|slice| slice.steal),
+        part(|slice| slice.others)
     )
 }
 
