@@ -1,7 +1,7 @@
 //! Loading the object: offsets, map sizes, what the maps hold at first.
 
 use super::{
-    MAX_ROOTS, MAX_SUFFIX, Scope, SensorError, SensorOptions, WatchedDevice, WatchedProcesses,
+    MAX_ROOTS, MAX_SUFFIX, Scope, SensorError, SensorOptions, WatchedProcesses,
     attach::{AttachReport, Hooks, chain},
     btf,
     capabilities::may_load,
@@ -406,6 +406,7 @@ fn refused_or_broken(error: EbpfError) -> SensorError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sensors::WatchedDevice;
     use palisade_abi::COMMAND_BITS;
 
     #[test]
