@@ -164,7 +164,6 @@ mod tests {
             (Family::Drm, 0xc040_6400, "DRM_VERSION"),
             (Family::Drm, 0xc018_6444, "DRIVER+0x04"),
             (Family::Unknown, 0x5413, "0x5413"),
-            (Family::Nvidia, 0xffff, "OTHER"),
         ];
         for (family, word, name) in table {
             assert_eq!(
@@ -173,6 +172,7 @@ mod tests {
                 "{family:?} {word:#x}"
             );
         }
+        assert_eq!(Family::Nvidia.describe(UNKNOWN_COMMAND), "OTHER");
     }
 
     #[test]

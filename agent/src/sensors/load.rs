@@ -1,13 +1,13 @@
 //! Loading the object: offsets, map sizes, what the maps hold at first.
 
 use super::{
-    MAX_ROOTS, MAX_SUFFIX, Scope, SensorError, SensorOptions, WatchedDevice, WatchedProcesses,
+    MAX_ROOTS, MAX_SUFFIX, Scope, SensorError, SensorOptions, WatchedProcesses,
     attach::{AttachReport, Hooks, chain},
     btf,
     capabilities::may_load,
     constants,
     cpu_offsets::resolve_cpu,
-    families,
+    devices, families,
     hooks::{self, needed},
     in_flight::InFlightView,
     net_offsets::{resolve_net, resolve_pci},
@@ -28,10 +28,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf},
 };
-use palisade_abi::{
-    ANY_MINOR, Added, Config, CpuLosses, DeviceKey, DeviceRule, MAX_DEVICE_CLASSES, MAX_MAJORS,
-    MODEL_SUFFIX_BYTES,
-};
+use palisade_abi::{Added, Config, CpuLosses, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES};
 use std::{io, sync::Arc, time::Duration};
 
 pub(super) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -318,15 +315,7 @@ fn check_roots(count: usize) -> Result<(), SensorError> {
 
 /// Devices, suffixes, and the entry that takes losses without an owner.
 fn fill(ebpf: &mut Ebpf, maps: &mut Maps, options: &SensorOptions) -> Result<(), SensorError> {
-    let mut devices: HashMap<&mut MapData, Plain<DeviceKey>, Plain<DeviceRule>> =
-        borrow(ebpf, "DEVICES")?;
-    for device in &options.devices {
-        let (key, rule) = rule(device);
-        devices
-            .insert(Plain(key), Plain(rule), 0)
-            .map_err(|error| map_error("DEVICES", &error))?;
-    }
-    set_array(ebpf, "MAJORS", majors(&options.devices))?;
+    devices::fill(ebpf, &options.devices)?;
     let mut suffixes: HashMap<&mut MapData, [u8; MODEL_SUFFIX_BYTES], u32> =
         borrow(ebpf, "SUFFIXES")?;
     for suffix in &options.model_suffixes {
@@ -343,35 +332,11 @@ fn fill(ebpf: &mut Ebpf, maps: &mut Maps, options: &SensorOptions) -> Result<(),
     constants::fill(ebpf, options.nodes.as_deref())
 }
 
-/// A bit a major number.
-fn majors(devices: &[WatchedDevice]) -> [u64; MAX_MAJORS as usize / 64] {
-    let mut words = [0; MAX_MAJORS as usize / 64];
-    for device in devices {
-        if let Some(word) = words.get_mut(device.major as usize / 64) {
-            *word |= 1 << (device.major % 64);
-        }
-    }
-    words
-}
-
 /// CPUs that the kernel makes room for.
 pub(super) fn possible_cpus() -> Result<usize, SensorError> {
     aya::util::nr_cpus().map_err(|(what, source)| SensorError::Object {
         detail: format!("number of CPUs ({what}): {source}"),
     })
-}
-
-fn rule(device: &WatchedDevice) -> (DeviceKey, DeviceRule) {
-    let key = DeviceKey {
-        major: device.major,
-        minor: device.minor.unwrap_or(ANY_MINOR),
-    };
-    let rule = DeviceRule {
-        class: device.class,
-        command_bits: device.command_bits,
-        slow_ns: u64::try_from(device.slow.as_nanos()).unwrap_or(u64::MAX),
-    };
-    (key, rule)
 }
 
 /// A suffix as the kernel compares it: without the dot, aligned to the end, NULs in front.
@@ -385,7 +350,7 @@ fn suffix_key(suffix: &str) -> [u8; MODEL_SUFFIX_BYTES] {
 
 /// A map that nobody needs after loading. It stays in `ebpf`: programs that are loaded later
 /// refer to it.
-fn borrow<'a, M>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<M, SensorError>
+pub(super) fn borrow<'a, M>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<M, SensorError>
 where
     M: TryFrom<&'a mut Map, Error = MapError>,
 {
@@ -458,6 +423,7 @@ fn refused_or_broken(error: EbpfError) -> SensorError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sensors::WatchedDevice;
     use palisade_abi::COMMAND_BITS;
 
     #[test]

@@ -15,6 +15,7 @@ mod capabilities;
 mod constants;
 mod cpu_offsets;
 mod cuda;
+mod devices;
 mod drain;
 mod families;
 mod hooks;

@@ -1,5 +1,5 @@
 //! Driver calls by command: what names a command, and the latency histogram from which the agent
-//! takes the baseline of each.
+//! takes the baseline of each; and what is remembered of a call until its return.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -9,6 +9,9 @@ pub const UNKNOWN_COMMAND: u16 = u16::MAX;
 /// Buckets of a [`LatencyHistogram`]: one below 256 ns, then four an octave; the last one holds
 /// everything from 3.2 s on.
 pub const LATENCY_BUCKETS: usize = 96;
+/// Threads at most whose [`InFlight`] stays between their calls. The map has as much room again
+/// for calls of others.
+pub const MAX_RESIDENT: u32 = 8192;
 /// Binary logarithm of the first octave's lower end, nanoseconds.
 const FIRST_OCTAVE: u32 = 8;
 
@@ -68,6 +71,45 @@ pub const fn latency_bucket_start(bucket: usize) -> u64 {
 pub struct LatencyHistogram {
     /// One counter a bucket.
     pub counts: [u64; LATENCY_BUCKETS],
+}
+
+/// The driver call of a thread that is under way, or was last; keyed by the address of its
+/// `task_struct`. All but the first member outlive the call: the thread's next one needs them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct InFlight {
+    /// Entry, `CLOCK_BOOTTIME` nanoseconds; 0: no call is under way.
+    pub entered_ns: u64,
+    /// Workload of the caller at entry, watched or not.
+    pub workload: u64,
+    /// Start of its process, `CLOCK_BOOTTIME` nanoseconds.
+    pub start_ns: u64,
+    /// See [`crate::DeviceRule::slow_ns`].
+    pub slow_ns: u64,
+    /// Baseline of the command, nanoseconds; `u64::MAX` if it has none.
+    pub baseline_ns: u64,
+    /// When the baselines were renewed before this one was looked up.
+    pub baselines_at: u64,
+    /// Its process.
+    pub pid: u32,
+    /// 1 if the caller is watched.
+    pub watched: u32,
+    /// [`crate::Config::generation`] under which that was found.
+    pub generation: u32,
+    /// File descriptor as given.
+    pub fd: u32,
+    /// The ioctl's command word.
+    pub command: u32,
+    /// Device number, kernel `dev_t`.
+    pub device: u32,
+    /// Device class.
+    pub class: u32,
+    /// See [`crate::DeviceRule::command_bits`].
+    pub command_bits: u32,
+    /// The [`command_key`] whose baseline it is.
+    pub baseline_of: u32,
+    /// 1: the entry stays until the thread's end; 0: it goes with the call's return.
+    pub resident: u32,
 }
 
 #[cfg(test)]

@@ -40,9 +40,6 @@ pub const PATH_BYTES: usize = 128;
 pub const MAX_DEVICE_CLASSES: u32 = 64;
 /// Major numbers of devices: 12 bits of a kernel `dev_t`.
 pub const MAX_MAJORS: u32 = 4096;
-/// Threads at most whose [`InFlight`] stays between their calls. The map has as much room again
-/// for calls of others.
-pub const MAX_RESIDENT: u32 = 8192;
 
 /// Key of the watched-device map.
 #[repr(C)]
@@ -124,29 +121,6 @@ pub struct HistogramKey {
     pub pid: u32,
     /// Kind of the records that carry it.
     pub kind: u32,
-}
-
-/// Tables of which a process may take a part only; indices into their limits.
-pub const QUOTA_TABLES: u32 = 4;
-/// [`QUOTA_TABLES`]: counters by command.
-pub const QUOTA_COMMANDS: u32 = 0;
-/// [`QUOTA_TABLES`]: histograms.
-pub const QUOTA_HISTOGRAMS: u32 = 1;
-/// [`QUOTA_TABLES`]: counters by file read.
-pub const QUOTA_READS: u32 = 2;
-/// [`QUOTA_TABLES`]: latencies by command, which all processes share.
-pub const QUOTA_LATENCIES: u32 = 3;
-
-/// Key of the entries that a process made in a table.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
-pub struct QuotaKey {
-    /// Start of the process, `CLOCK_BOOTTIME` nanoseconds.
-    pub start_ns: u64,
-    /// Process id.
-    pub pid: u32,
-    /// Which table: below [`QUOTA_TABLES`].
-    pub table: u32,
 }
 
 /// Free-running per-CPU histogram; see [`crate::Histogram`].
@@ -307,45 +281,6 @@ pub struct GpuCounters {
     pub latency_ns: u64,
     /// See [`crate::SampleGpu`].
     pub hold_ns: u64,
-}
-
-/// The driver call of a thread that is under way, or was last; keyed by the address of its
-/// `task_struct`. All but the first member outlive the call: the thread's next one needs them.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct InFlight {
-    /// Entry, `CLOCK_BOOTTIME` nanoseconds; 0: no call is under way.
-    pub entered_ns: u64,
-    /// Workload of the caller at entry, watched or not.
-    pub workload: u64,
-    /// Start of its process, `CLOCK_BOOTTIME` nanoseconds.
-    pub start_ns: u64,
-    /// See [`DeviceRule::slow_ns`].
-    pub slow_ns: u64,
-    /// Baseline of the command, nanoseconds; `u64::MAX` if it has none.
-    pub baseline_ns: u64,
-    /// When the baselines were renewed before this one was looked up.
-    pub baselines_at: u64,
-    /// Its process.
-    pub pid: u32,
-    /// 1 if the caller is watched.
-    pub watched: u32,
-    /// [`Config::generation`] under which that was found.
-    pub generation: u32,
-    /// File descriptor as given.
-    pub fd: u32,
-    /// The ioctl's command word.
-    pub command: u32,
-    /// Device number, kernel `dev_t`.
-    pub device: u32,
-    /// Device class.
-    pub class: u32,
-    /// See [`DeviceRule::command_bits`].
-    pub command_bits: u32,
-    /// The [`crate::command_key`] whose baseline it is.
-    pub baseline_of: u32,
-    /// 1: the entry stays until the thread's end; 0: it goes with the call's return.
-    pub resident: u32,
 }
 
 /// A file, as the kernel names it.

@@ -17,6 +17,7 @@ mod gpu;
 mod keys;
 pub mod kind;
 mod net;
+mod quota;
 mod reads;
 
 pub use body::{
@@ -30,22 +31,24 @@ pub use cuda::{CudaCall, PciOffsets};
 pub use family::{Added, CounterFamily, MAX_FAMILIES};
 pub use files::{FilePath, NO_FD, PATH_DELETED, PATH_SLOTS, PATH_WHOLE, PathOffsets};
 pub use gpu::{
-    COMMAND_BITS, ENCODED_COMMAND_BITS, LATENCY_BUCKETS, LatencyHistogram, UNKNOWN_COMMAND,
-    command_key, command_of, latency_bucket, latency_bucket_start,
+    COMMAND_BITS, ENCODED_COMMAND_BITS, InFlight, LATENCY_BUCKETS, LatencyHistogram, MAX_RESIDENT,
+    UNKNOWN_COMMAND, command_key, command_of, latency_bucket, latency_bucket_start,
 };
 pub use keys::{
     ANY_MINOR, Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule,
     ExecOffsets, ExecutablePath, FaultCounters, FileKey, GpuCommandCounters, GpuCommandKey,
-    GpuCounters, GpuCountersKey, HistogramCounters, HistogramKey, InFlight, LOSS_COUNTER_MAP,
+    GpuCounters, GpuCountersKey, HistogramCounters, HistogramKey, LOSS_COUNTER_MAP,
     LOSS_HOOK_SKIPPED, LOSS_POLICY_QUEUE, LOSS_RING_BUFFER, LOSS_SOURCES, LOSS_STATE_MAP,
-    MAX_CGROUP_DEPTH, MAX_DEVICE_CLASSES, MAX_MAJORS, MAX_RESIDENT, MODEL_SUFFIX_BYTES,
-    NetCounters, Offsets, PATH_BYTES, QUIET_NS, QUOTA_COMMANDS, QUOTA_HISTOGRAMS, QUOTA_LATENCIES,
-    QUOTA_READS, QUOTA_TABLES, QuotaKey, ReadCounters, ReadKey, ReclaimCounters, SyscallCounters,
-    SyscallOffsets, Verdict, WATCH_GPU_USERS, WATCH_PIDS, WatchedPid,
+    MAX_CGROUP_DEPTH, MAX_DEVICE_CLASSES, MAX_MAJORS, MODEL_SUFFIX_BYTES, NetCounters, Offsets,
+    PATH_BYTES, QUIET_NS, ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, SyscallOffsets,
+    Verdict, WATCH_GPU_USERS, WATCH_PIDS, WatchedPid,
 };
 pub use kind::Kind;
 pub use net::{
     NetCall, NetOffsets, SOCKET_ANSWERING, SOCKET_CLIENT, SOCKET_IDLE, SOCKET_RECEIVING, Socket,
+};
+pub use quota::{
+    QUOTA_COMMANDS, QUOTA_HISTOGRAMS, QUOTA_LATENCIES, QUOTA_READS, QUOTA_TABLES, QuotaKey,
 };
 pub use reads::{ReadFd, ReadFdKey, ReadOffsets};
 
