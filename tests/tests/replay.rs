@@ -141,10 +141,13 @@ fn replayed(lines: &str) -> Vec<String> {
         .collect()
 }
 
+/// On an emulated processor a first call can use up the usual deadline; a policy that is struck for that is not followed.
+const UNHURRIED: &str = "[limits]\npolicy-deadline = \"10s\"\n";
+
 /// The configuration of the guest that asks for something at each driver call.
 fn react(cgroup: &TestCgroup, mode: &str, action: &str) -> String {
     format!(
-        "[watch]\ncgroups = [{:?}]\n[[devices]]\nname = \"ptmx\"\npath = \"/dev/ptmx\"\nslow = \"0ms\"\n\
+        "{UNHURRIED}[watch]\ncgroups = [{:?}]\n[[devices]]\nname = \"ptmx\"\npath = \"/dev/ptmx\"\nslow = \"0ms\"\n\
          [policies.react]\npath = {:?}\nmode = {mode:?}\npower = \"signal\"\ncooldown = \"0s\"\nactions-per-minute = 60\n\
          settings = {{ action = {action:?}, lease-ms = 500 }}\n",
         cgroup.path(),
@@ -330,7 +333,7 @@ fn a_policy_that_asks_who_is_who_is_answered_as_in_the_run() {
     let model = folder.path().join("again.gguf");
     std::fs::write(&model, vec![7; 8192]).unwrap();
     let config = format!(
-        "[watch]\ncgroups = [{:?}]\n[policies.reload-loop]\npath = {:?}\nmode = \"enforce\"\npower = \"throttle\"\n\
+        "{UNHURRIED}[watch]\ncgroups = [{:?}]\n[policies.reload-loop]\npath = {:?}\nmode = \"enforce\"\npower = \"throttle\"\n\
          cooldown = \"0s\"\nactions-per-minute = 60\n\
          settings = {{ epochs = 2, min_gap_ms = 1, min_file_mib = 0, count_opens = true, lease_ms = 1000 }}\n",
         cgroup.path(),
