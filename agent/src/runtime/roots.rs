@@ -24,7 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often containers are looked for where no change was told: without inotify, with more cgroups than it may
 /// watch, and in case a change was missed.
 const BLIND_EVERY: Duration = Duration::from_secs(5);
-const SURE_EVERY: Duration = Duration::from_secs(60);
+const SURE_EVERY: Duration = Duration::from_mins(1);
 /// A walk is followed by a rest of so many times its length.
 const REST: u32 = 100;
 

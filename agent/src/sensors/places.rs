@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(named(KIND_FUNC), functions);
         assert_eq!(read.of_kind(KIND_POINTER).count(), 6);
         // The reader that attaching uses finds the same.
-        let aya = aya::Btf::parse(&section, Default::default()).expect("a section");
+        let aya = aya::Btf::parse(&section, aya::Endianness::default()).expect("a section");
         let id = |name, kind| aya.id_by_type_name_kind(name, kind).ok();
         use aya_obj::btf::BtfKind;
         assert_eq!(id("btf_trace_exec", BtfKind::Typedef), Some(7));
@@ -140,8 +140,9 @@ mod tests {
         let types = Btf::parse(data.clone()).expect("the kernel's own BTF parses");
         let places = Places::find(&types);
         assert!(places.0.len() > 3, "{places:?}");
-        let theirs = aya::Btf::parse(&data, Default::default()).expect("BTF");
-        let ours = aya::Btf::parse(&places.section(), Default::default()).expect("a section");
+        let theirs = aya::Btf::parse(&data, aya::Endianness::default()).expect("BTF");
+        let ours =
+            aya::Btf::parse(&places.section(), aya::Endianness::default()).expect("a section");
         use aya_obj::btf::BtfKind;
         for place in &places.0 {
             let kind = match place.kind {
