@@ -1,13 +1,16 @@
 //! Who mapped or read how much of a file, and when. Pure; of a fixed size per file.
 
 use palisade_policy_sdk::state::{Reader, Writer};
-use palisade_policy_sdk::{BoundedMap, ProcessId};
+use palisade_policy_sdk::{BoundedMap, ProcessId, SECOND};
 use std::collections::VecDeque;
 
 /// Readers remembered per file; those seen least recently go.
 const MAX_READERS: usize = 32;
 /// Loads remembered per file.
 const MAX_LOADS: usize = 128;
+/// So long a process is remembered after its end: what it read last comes with the end of the window, after
+/// the news of its end. Windows are 100 ms unless the operator says otherwise.
+const AFTER_END_NS: u64 = 2 * SECOND;
 
 /// A file as one workload sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,6 +51,8 @@ struct User {
     opened: bool,
     /// Its last load that counted.
     loaded_ns: Option<u64>,
+    /// When it ended, if it did.
+    ended_ns: Option<u64>,
 }
 
 impl Default for User {
@@ -58,6 +63,7 @@ impl Default for User {
             // A descriptor may have been handed down.
             opened: true,
             loaded_ns: None,
+            ended_ns: None,
         }
     }
 }
@@ -146,8 +152,7 @@ impl File {
         }
         self.loads.push_back(now_ns);
         let live = self
-            .users
-            .iter()
+            .in_use()
             .filter(|(_, user)| user.loaded_ns.is_some_and(recent))
             .count() as u32;
         if live >= self.slots || !recent(self.slots_ns) {
@@ -156,14 +161,30 @@ impl File {
         true
     }
 
-    /// A process ended: the file is no longer in its use.
-    pub(crate) fn exited(&mut self, process: ProcessId) {
-        self.users.remove(&process);
+    /// A process ended: the file is no longer in its use. What it read last may still come.
+    pub(crate) fn exited(&mut self, process: ProcessId, now_ns: u64) {
+        if let Some(user) = self.users.get_mut(&process) {
+            user.ended_ns = Some(now_ns);
+        }
+    }
+
+    /// Forgets who ended and has nothing more to come.
+    pub(crate) fn age(&mut self, now_ns: u64) {
+        self.users.retain(|_, user| {
+            user.ended_ns
+                .is_none_or(|at_ns| now_ns.saturating_sub(at_ns) < AFTER_END_NS)
+        });
     }
 
     /// The processes that have it in use.
     pub(crate) fn users(&self) -> impl Iterator<Item = ProcessId> {
-        self.users.iter().map(|(id, _)| *id)
+        self.in_use().map(|(id, _)| *id)
+    }
+
+    fn in_use(&self) -> impl Iterator<Item = (&ProcessId, &User)> {
+        self.users
+            .iter()
+            .filter(|(_, user)| user.ended_ns.is_none())
     }
 
     /// The loop that the loads make, if they make one.
@@ -203,7 +224,7 @@ impl File {
         out.u32(self.slots);
         out.u64(self.slots_ns);
         out.list(self.loads.iter(), |out, at_ns| out.u64(*at_ns));
-        let mut users: Vec<_> = self.users.iter().collect();
+        let mut users: Vec<_> = self.in_use().collect();
         users.sort_unstable_by_key(|(id, _)| **id);
         out.list(users.into_iter(), |out, (id, user)| {
             write_process(out, *id);

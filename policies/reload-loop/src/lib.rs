@@ -143,7 +143,7 @@ impl Policy for ReloadLoop {
                 let id = file_id(header, body.device, body.inode);
                 self.came_in(header, id, Way::Read, body.bytes, now_ns, out);
             } else if record.get::<Exit>().is_some() {
-                self.exited(ProcessId::from(header));
+                self.exited(ProcessId::from(header), now_ns);
             } else if self.absent.update(record) {
                 self.tell_absent();
             }
@@ -245,10 +245,10 @@ impl ReloadLoop {
         ask(options, &episode, now_ns, out);
     }
 
-    fn exited(&mut self, process: ProcessId) {
+    fn exited(&mut self, process: ProcessId, now_ns: u64) {
         if self.readers.remove(&process).is_some() {
             for (_, file) in self.files.iter_mut() {
-                file.exited(process);
+                file.exited(process, now_ns);
             }
         }
     }
@@ -268,6 +268,9 @@ impl ReloadLoop {
 
     /// Renews and ends what is due.
     fn age(&mut self, now_ns: u64, out: &mut Requests) {
+        for (_, file) in self.files.iter_mut() {
+            file.age(now_ns);
+        }
         let options = &self.options;
         let mut due = Vec::new();
         self.episodes.retain(|_, episode| {

@@ -65,6 +65,23 @@ fn reading_loops_are_found_and_other_readers_stay_quiet() {
                 .collect(),
         ),
         (
+            "a crash loop that reads within a window: its end is told before what it read",
+            true,
+            (1..4)
+                .flat_map(|pid| [(30, open(pid)), (0, Exit(pid)), (0, read(pid, 4 * GIB))])
+                .collect(),
+        ),
+        (
+            "a crash loop whose reading ends with it",
+            true,
+            (1..4)
+                .flat_map(|pid| {
+                    let half = || read(pid, 2 * GIB);
+                    [(30, open(pid)), (0, half()), (0, Exit(pid)), (0, half())]
+                })
+                .collect(),
+        ),
+        (
             "a crash loop with a descriptor that was handed down",
             true,
             (1..4)
