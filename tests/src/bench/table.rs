@@ -222,7 +222,9 @@ fn against(text: &mut String, counted: &[Block], one: Variant, peer: Variant) ->
         let Some(found) = Estimate::of(&by_cycle(counted, peer, one, quantity)) else {
             continue;
         };
-        let verdict = if found.lower > 0.0 {
+        let verdict = if found.upper.is_infinite() {
+            "too few cycles"
+        } else if found.lower > 0.0 {
             "costs more"
         } else if found.upper < 0.0 {
             "costs less"
