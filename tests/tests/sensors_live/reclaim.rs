@@ -13,7 +13,7 @@ use crate::{
 use palisade_abi::{Kind, SampleReclaim, kind};
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{Read as _, Write as _},
     path::Path,
 };
 
@@ -115,12 +115,10 @@ struct KeptFree(String);
 impl KeptFree {
     const FILE: &str = "/proc/sys/vm/min_free_kbytes";
 
-    fn remember() -> Self {
-        Self(fs::read_to_string(Self::FILE).expect("min_free_kbytes"))
-    }
-
-    fn set(kib: u64) -> io::Result<()> {
-        fs::write(Self::FILE, kib.to_string())
+    fn set(kib: u64) -> Self {
+        let before = fs::read_to_string(Self::FILE).expect("min_free_kbytes");
+        fs::write(Self::FILE, kib.to_string()).expect("min_free_kbytes");
+        Self(before)
     }
 }
 
@@ -167,13 +165,9 @@ fn cache(folder: &Path, mut bytes: usize) {
 #[test]
 fn a_machine_short_of_memory_stalls_those_who_need_it() {
     const NAME: &str = "a_machine_short_of_memory_stalls_those_who_need_it";
-    /// So many stalls are enough, and so much memory must have brought them about.
+    /// Stalls are enough, and so much memory must have brought them about.
     const STALLS: u64 = 20;
-    const MOST: usize = 960 * MIB;
-    /// So little is taken before the kernel is told to keep nearly as much. It then tries to free half as much
-    /// again, of what `cache` filled; from a larger mark on it would take back the programs that run.
-    const LITTLE_KIB: u64 = 64 << 10;
-    const LESS_KIB: u64 = 56 << 10;
+    const MOST: usize = 400 * MIB;
     let Some(object) = object(NAME) else {
         return;
     };
@@ -183,17 +177,19 @@ fn a_machine_short_of_memory_stalls_those_who_need_it() {
         );
         return;
     }
+    // After other tests the kernel may take back the programs that run, and read them again for minutes.
+    if !std::env::args().any(|word| word.contains("reclaim")) {
+        eprintln!(
+            "SKIPPED {NAME}: by name only, in a guest of its own (./x vm 6.1 -- sensors_live reclaim::)"
+        );
+        return;
+    }
     cache(&palisade_tests::binaries().join("deps"), 256 * MIB);
     let inside = Cgroup::new();
-    let kept = KeptFree::remember();
     let child = Child::new(|| {
-        let at = fresh(MOST / PAGE);
-        let mut short = false;
         let before = direct_reclaims();
+        let at = fresh(MOST / PAGE);
         for piece in 0..MOST / MIB {
-            if !short && free_kib() < LITTLE_KIB {
-                short = KeptFree::set(LESS_KIB).is_ok();
-            }
             // SAFETY: within what `fresh` mapped.
             touch(unsafe { at.add(piece * MIB) }, MIB / PAGE);
             if direct_reclaims() >= before + STALLS {
@@ -210,6 +206,7 @@ fn a_machine_short_of_memory_stalls_those_who_need_it() {
     ];
     let trace = Trace::new(child.pid, &events).expect("tracing");
     let before = direct_reclaims();
+    let kept = KeptFree::set(free_kib() - 16 * 1024);
     child.start();
     child.wait_done();
     drop(kept);
