@@ -142,7 +142,11 @@ impl<'a> Anew<'a> {
             } => self.step(time_ns, missed),
             // Of the other things that the recorded core heard, some follow from its own decisions; operators'
             // commands are none of the policies'.
-            Entry::Input { .. } | Entry::Core(_) | Entry::Dropped { .. } | Entry::Gap { .. } => {}
+            Entry::Input { .. }
+            | Entry::Core(_)
+            | Entry::Dropped { .. }
+            | Entry::Gap { .. }
+            | Entry::Changed { .. } => {}
             Entry::Facts { target, facts } => self.tables.tell(target, facts),
             Entry::Answer { answer, .. } => {
                 if let Some(identity) = answer {

@@ -66,7 +66,7 @@ pub(super) struct Judge {
     /// Effects that were held back because their intent could not be recorded.
     not_done: Vec<(Effect, ActOutcome)>,
     /// What a recording is told of the core's inputs.
-    notes: Option<Notes>,
+    pub(super) notes: Option<Notes>,
     /// What the audit log was told about that recording.
     told: Told,
 }
