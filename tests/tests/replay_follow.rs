@@ -3,8 +3,8 @@
 
 use palisade::batch::Batch;
 use palisade::config::Config;
-use palisade::policy::{EngineShared, NoLookup, Stepper};
-use palisade::recording::{CoreStart, Entry, Origin, Writer};
+use palisade::policy::{EngineShared, NoLookup, PolicyEvent, Stepper};
+use palisade::recording::{CoreStart, Entry, Origin, Writer, digest};
 use palisade::replay::{Outcome, Speed, replay};
 use palisade::runtime::options::policy_source;
 use palisade_abi::{GpuCall, Header, Kind, Record};
@@ -23,6 +23,8 @@ struct Recorded {
     config: Config,
     reference: PolicyRef,
     grant: Grant,
+    /// The version that recorded.
+    agent: &'static str,
 }
 
 impl Recorded {
@@ -49,6 +51,25 @@ impl Recorded {
             config,
             reference,
             grant,
+            agent: env!("CARGO_PKG_VERSION"),
+        }
+    }
+
+    /// The requests at that batch, which the policy was given, reached the core half a second after it.
+    fn order(&self, batch: &Entry) -> Entry {
+        let Entry::Batch(batch) = batch else { panic!() };
+        let shared = EngineShared::new(Arc::new(NoLookup)).unwrap();
+        let source = policy_source(&self.config.policies[0]);
+        let events = Stepper::new(&shared, &source, 1).unwrap().step(batch, 0);
+        let Some(PolicyEvent::Output { requests, .. }) = events.first() else {
+            panic!("{events:?}");
+        };
+        Entry::Order {
+            time_ns: batch.seq * SECOND + SECOND / 2,
+            policy: "react".into(),
+            seq: batch.seq,
+            requests: requests.len() as u64,
+            sha256: Some(digest(requests)),
         }
     }
 
@@ -73,6 +94,7 @@ impl Recorded {
         let origin = Origin {
             config_sha256: self.config.digest.clone(),
             policies: vec!["react".into()],
+            agent: self.agent.to_owned(),
             ..Origin::default()
         };
         let mut writer = Writer::create(&path, &origin).unwrap();
@@ -110,6 +132,11 @@ fn member() -> ProcessId {
 
 /// A batch with a driver call in it.
 fn call(seq: u64) -> Entry {
+    call_of(seq, 0)
+}
+
+/// The same of a call that took as long.
+fn call_of(seq: u64, latency_ns: u64) -> Entry {
     let header = Header {
         time_ns: seq * SECOND,
         workload: 7,
@@ -117,7 +144,13 @@ fn call(seq: u64) -> Entry {
         start_ns: member().start_ns,
         ..Header::default()
     };
-    let mut record = Record::new(header, GpuCall::default());
+    let mut record = Record::new(
+        header,
+        GpuCall {
+            latency_ns,
+            ..GpuCall::default()
+        },
+    );
     record.header.kind = Kind::GpuExit as u16;
     Entry::Batch(Batch {
         seq,
@@ -146,16 +179,6 @@ fn facts(alive: bool) -> Entry {
     }
 }
 
-/// The requests at that batch reached the core half a second after it.
-fn order(seq: u64, requests: u64) -> Entry {
-    Entry::Order {
-        time_ns: seq * SECOND + SECOND / 2,
-        policy: "react".into(),
-        seq,
-        requests,
-    }
-}
-
 fn dropped(seq: u64) -> Entry {
     Entry::Dropped {
         policy: "react".into(),
@@ -174,18 +197,18 @@ fn a_run_is_followed_in_what_the_core_was_told_and_in_what_policies_missed() {
         call(3),
         dropped(3),
         facts(true),
-        order(2, 1),
+        recorded.order(&call(2)),
         // Heard late, after the next batches.
         call(4),
         call(5),
         facts(false),
-        order(4, 1),
+        recorded.order(&call(4)),
         Entry::Input {
             time_ns: 6 * SECOND,
             input: Input::Disarm(true),
         },
         facts(true),
-        order(5, 1),
+        recorded.order(&call(5)),
     ]);
     let (outcome, verdicts) = recorded.replay(&entries);
     assert_eq!(verdicts, ["2 granted", "4 refused", "5 refused"]);
@@ -207,16 +230,26 @@ fn what_does_not_fit_is_told() {
             "{said}: {told:?}"
         );
     };
+    let mut twice = recorded.order(&call(2));
+    if let Entry::Order { requests, .. } = &mut twice {
+        *requests = 2;
+    }
+    missing(vec![call(2), facts(true), twice], "asked for 2 thing(s)");
     missing(
-        vec![call(2), facts(true), order(2, 2)],
-        "asked for 2 thing(s)",
+        vec![call(2), facts(true), recorded.order(&call_of(2, 5))],
+        "for others or for other reasons",
     );
-    missing(vec![call(2), order(2, 1)], "did not ask about");
+    missing(vec![call(2), recorded.order(&call(2))], "did not ask about");
     missing(
-        vec![call(2), call(3), facts(true), order(3, 1)],
+        vec![call(2), call(3), facts(true), recorded.order(&call(3))],
         "asked 1 time(s)",
     );
     missing(vec![Entry::Gap { notes: 3 }], "lacks 3 notes");
+    let struck = Entry::Changed {
+        policy: "react".into(),
+        what: "strike: deadline".into(),
+    };
+    missing(vec![struck], "not replayed: strike: deadline");
     let mut again = recorded.reference.clone();
     again.generation = 2;
     let reloaded = Input::Policies(vec![(again, recorded.grant.clone())]);
@@ -230,11 +263,23 @@ fn what_does_not_fit_is_told() {
 }
 
 #[test]
+fn another_version_of_the_agent_is_told() {
+    let mut recorded = Recorded::new();
+    recorded.agent = "0.0.0";
+    let mut entries = recorded.start();
+    entries.extend([call(2), facts(true), recorded.order(&call(2))]);
+    let (outcome, verdicts) = recorded.replay(&entries);
+    assert_eq!(verdicts, ["2 granted"]);
+    assert_eq!(outcome.differs.len(), 1, "{:?}", outcome.differs);
+    assert!(outcome.differs[0].contains("was made by palisade 0.0.0"));
+}
+
+#[test]
 fn another_configuration_or_policy_is_decided_anew_and_that_is_told() {
     let recorded = Recorded::new();
     let entries = |recorded: &Recorded| {
         let mut entries = recorded.start();
-        entries.extend([call(2), facts(true), order(2, 1)]);
+        entries.extend([call(2), facts(true), recorded.order(&call(2))]);
         entries
     };
     let differs = |recorded: &Recorded, entries: &[Entry], said: &str| {
@@ -262,7 +307,7 @@ fn another_configuration_or_policy_is_decided_anew_and_that_is_told() {
     );
     assert!(lines >= 2, "the decision, and the end of its lease");
     // As one of version 1: nothing of the core.
-    let (outcome, verdicts) = recorded.replay(&[call(2), order(2, 1)]);
+    let (outcome, verdicts) = recorded.replay(&[call(2), recorded.order(&call(2))]);
     assert!(
         outcome.differs[0].contains("version 1"),
         "{:?}",

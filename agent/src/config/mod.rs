@@ -185,7 +185,8 @@ fn read_bounded(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn hex_digest(bytes: &[u8]) -> String {
+/// SHA-256 of those bytes, lower-case hex.
+pub(crate) fn hex_digest(bytes: &[u8]) -> String {
     use std::fmt::Write;
     Sha256::digest(bytes)
         .iter()

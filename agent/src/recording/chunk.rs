@@ -23,6 +23,11 @@ pub(super) fn json(entry: &Entry) -> Option<String> {
         Entry::Answer {
             question, answer, ..
         } => serde_json::to_string(&(question, answer)),
+        Entry::Changed { what, .. } => serde_json::to_string(what),
+        Entry::Order {
+            sha256: Some(digest),
+            ..
+        } => serde_json::to_string(digest),
         _ => return None,
     };
     // No map in them has keys other than text: they always are JSON.
@@ -165,6 +170,7 @@ impl Chunk {
                 policy,
                 seq,
                 requests,
+                ..
             } => {
                 self.entry.append_value(Row::Order as i8);
                 self.time_ns.append_value(*time_ns);
@@ -190,6 +196,10 @@ impl Chunk {
             Entry::Input { time_ns, .. } => {
                 self.entry.append_value(Row::Input as i8);
                 self.time_ns.append_value(*time_ns);
+            }
+            Entry::Changed { policy, .. } => {
+                self.entry.append_value(Row::Changed as i8);
+                self.say(policy);
             }
             Entry::Facts { .. } => self.entry.append_value(Row::Facts as i8),
             Entry::Answer { policy, number, .. } => {

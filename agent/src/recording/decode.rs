@@ -63,6 +63,7 @@ pub(super) fn decode(chunk: &RecordBatch) -> Result<Vec<Entry>, &'static str> {
                 policy: text(rows.name, at)?,
                 seq: get(rows.seq, at)?,
                 requests: get(rows.count, at)?,
+                sha256: rows.json.map(|_| rows.json(at)).transpose()?,
             },
             Row::Dropped => Entry::Dropped {
                 policy: text(rows.name, at)?,
@@ -76,6 +77,10 @@ pub(super) fn decode(chunk: &RecordBatch) -> Result<Vec<Entry>, &'static str> {
             Row::Input => Entry::Input {
                 time_ns: get(rows.time_ns, at)?,
                 input: rows.json(at)?,
+            },
+            Row::Changed => Entry::Changed {
+                policy: text(rows.name, at)?,
+                what: rows.json(at)?,
             },
             Row::Facts => {
                 let (target, facts) = rows.json(at)?;

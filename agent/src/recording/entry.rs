@@ -1,7 +1,8 @@
 //! What a recording holds: one entry after another, in the order in which the agent heard of them.
 
 use crate::batch::Batch;
-use palisade_core::{Input, ProcessId, Target, TargetFacts, WorkloadId};
+use palisade_abi::Record;
+use palisade_core::{Input, Member, ProcessId, Request, Target, TargetFacts, WorkloadId};
 use serde::{Deserialize, Serialize};
 
 /// What the identity tables learned.
@@ -39,6 +40,20 @@ pub enum Identity {
         /// Its path.
         path: String,
     },
+}
+
+impl Identity {
+    /// About how much memory it holds.
+    pub(super) fn bytes(&self) -> usize {
+        let texts = match self {
+            Identity::Process { comm, exe, .. } => comm.len() + exe.len(),
+            Identity::Workload {
+                cgroup, container, ..
+            } => cgroup.len() + container.as_ref().map_or(0, String::len),
+            Identity::File { path, .. } => path.len(),
+        };
+        size_of::<Self>() + texts
+    }
 }
 
 /// What a policy can ask.
@@ -117,6 +132,13 @@ pub enum Entry {
         /// What.
         input: Input,
     },
+    /// A policy's instance was not what it is in a replay from here on: it was struck, or made anew.
+    Changed {
+        /// Which policy.
+        policy: String,
+        /// What happened to it.
+        what: String,
+    },
     /// What the core was told about a target with the requests from here on.
     Facts {
         /// Whom.
@@ -145,7 +167,41 @@ pub enum Entry {
         seq: u64,
         /// How many.
         requests: u64,
+        /// [`digest`] of them; `None` in format version 1.
+        sha256: Option<String>,
     },
+}
+
+impl Entry {
+    /// About how much memory it holds.
+    pub(super) fn bytes(&self) -> usize {
+        let beside = match self {
+            Entry::Batch(batch) => batch.records.len() * size_of::<Record>(),
+            Entry::Identity(identity) => identity.bytes(),
+            Entry::Answer { answer, .. } => answer.as_ref().map_or(0, Identity::bytes),
+            Entry::Facts { facts, .. } => {
+                let member = |member: &Member| size_of::<Member>() + member.exe.len();
+                let members: usize = facts.members.iter().map(member).sum();
+                members + facts.cgroup.as_ref().map_or(0, String::len) + facts.detail.len()
+            }
+            Entry::Changed { policy, what } => policy.len() + what.len(),
+            // They are few.
+            Entry::Input { input, .. } => serde_json::to_vec(input).map_or(0, |json| json.len()),
+            _ => 0,
+        };
+        size_of::<Self>() + beside
+    }
+}
+
+/// What a recording keeps of requests: SHA-256 of each as JSON with a line feed behind it, lower-case hex.
+pub fn digest<'a>(requests: impl IntoIterator<Item = &'a Request>) -> String {
+    let mut text = Vec::new();
+    for request in requests {
+        // It always is JSON: no number in it is infinite, no key other than text.
+        text.extend(serde_json::to_vec(request).unwrap_or_default());
+        text.push(b'\n');
+    }
+    crate::config::hex_digest(&text)
 }
 
 /// Where a recording comes from. Kept in the schema's metadata, every key with `palisade.` before it.

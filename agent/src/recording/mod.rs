@@ -18,7 +18,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use entry::{CoreStart, Entry, Identity, Origin, Question};
+pub use entry::{CoreStart, Entry, Identity, Origin, Question, digest};
 pub use reader::{ReadError, Reader};
 pub use recorder::{Progress, Recorder};
 pub use schema::FORMAT_VERSION;

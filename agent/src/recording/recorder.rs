@@ -7,14 +7,17 @@
 use super::entry::{Entry, Identity};
 use super::writer::{WriteError, Writer};
 use crate::batch::Batch;
+use palisade_abi::Record;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Batches and notes that may wait for the disk: at most 16 MiB of records.
+/// Batches and notes that may wait for the disk.
 const QUEUE: usize = 512;
+/// Bytes that they have together.
+const QUEUE_BYTES: usize = 16 << 20;
 
 /// How far a recording is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -45,7 +48,24 @@ enum Message {
         /// Notes lost before them.
         lost: u64,
     },
+    /// What was lost before it is known to the thread.
     End,
+}
+
+impl Message {
+    /// About how much memory it holds.
+    fn bytes(&self) -> usize {
+        match self {
+            Message::Batch {
+                identities, batch, ..
+            } => {
+                let known: usize = identities.iter().map(Identity::bytes).sum();
+                known + batch.records.len() * size_of::<Record>()
+            }
+            Message::Notes { entries, .. } => entries.iter().map(Entry::bytes).sum(),
+            Message::End => 0,
+        }
+    }
 }
 
 /// Hands entries to the thread that writes. Clones share it.
@@ -54,12 +74,9 @@ pub struct Recorder(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    queue: SyncSender<Message>,
+    /// With the bytes of each.
+    queue: SyncSender<(Message, usize)>,
     counts: Arc<Counts>,
-    /// Records lost since the last batch that was taken in.
-    unsaid: AtomicU64,
-    /// The same of notes.
-    unsaid_notes: AtomicU64,
     /// Until the file may be made.
     begin: Mutex<Option<SyncSender<()>>>,
     thread: Mutex<Option<JoinHandle<Result<(), WriteError>>>>,
@@ -74,6 +91,12 @@ struct Counts {
     notes_lost: AtomicU64,
     failed: AtomicBool,
     failure: Mutex<Option<String>>,
+    /// Records lost since the last batch that was taken in.
+    unsaid: AtomicU64,
+    /// The same of notes.
+    unsaid_notes: AtomicU64,
+    /// Bytes in the queue.
+    waiting: AtomicUsize,
 }
 
 impl Recorder {
@@ -108,8 +131,6 @@ impl Recorder {
         Ok(Self(Arc::new(Inner {
             queue,
             counts,
-            unsaid: AtomicU64::new(0),
-            unsaid_notes: AtomicU64::new(0),
             begin: Mutex::new(Some(begin)),
             thread: Mutex::new(Some(thread)),
         })))
@@ -127,17 +148,18 @@ impl Recorder {
     /// Adds a batch and, before it, what is newly known about who is in it. `false`: there was no room,
     /// or the recording was given up; nothing of it was taken.
     pub fn batch(&self, identities: Vec<Identity>, batch: &Batch) -> bool {
-        let lost = self.0.unsaid.swap(0, Relaxed);
+        let counts = &self.0.counts;
+        let lost = counts.unsaid.swap(0, Relaxed);
         let message = Message::Batch {
             identities,
             batch: batch.clone(),
             lost,
         };
-        let taken = self.0.queue.try_send(message).is_ok();
+        let taken = self.offer(message);
         if !taken {
             let records = batch.records.len() as u64;
-            self.0.unsaid.fetch_add(lost + records, Relaxed);
-            self.0.counts.lost.fetch_add(records, Relaxed);
+            counts.unsaid.fetch_add(lost + records, Relaxed);
+            counts.lost.fetch_add(records, Relaxed);
         }
         taken
     }
@@ -149,13 +171,26 @@ impl Recorder {
             return true;
         }
         let count = entries.len() as u64;
-        let lost = self.0.unsaid_notes.swap(0, Relaxed);
-        let taken = self.0.queue.try_send(Message::Notes { entries, lost });
-        if taken.is_err() {
-            self.0.unsaid_notes.fetch_add(lost + count, Relaxed);
-            self.0.counts.notes_lost.fetch_add(count, Relaxed);
+        let counts = &self.0.counts;
+        let lost = counts.unsaid_notes.swap(0, Relaxed);
+        let taken = self.offer(Message::Notes { entries, lost });
+        if !taken {
+            counts.unsaid_notes.fetch_add(lost + count, Relaxed);
+            counts.notes_lost.fetch_add(count, Relaxed);
         }
-        taken.is_ok()
+        taken
+    }
+
+    /// Puts it into the queue if there is room.
+    fn offer(&self, message: Message) -> bool {
+        let bytes = message.bytes();
+        let waiting = &self.0.counts.waiting;
+        let room = waiting.fetch_add(bytes, Relaxed).saturating_add(bytes) <= QUEUE_BYTES;
+        let taken = room && self.0.queue.try_send((message, bytes)).is_ok();
+        if !taken {
+            waiting.fetch_sub(bytes, Relaxed);
+        }
+        taken
     }
 
     /// Why it was given up, if it was.
@@ -186,7 +221,7 @@ impl Recorder {
         let begin = self.0.begin.lock();
         drop(begin.unwrap_or_else(PoisonError::into_inner).take());
         // It fails only if the thread gave up; its result says why.
-        let _ = self.0.queue.send(Message::End);
+        let _ = self.0.queue.send((Message::End, 0));
         let thread = self.0.thread.lock();
         if let Some(thread) = thread.unwrap_or_else(PoisonError::into_inner).take() {
             thread
@@ -206,27 +241,24 @@ impl Counts {
     }
 }
 
-/// The thread: writes until it is told to end, or all senders are gone.
+/// The thread: writes until it is told to end, or all senders are gone; and in the end what was lost since the last batch
+/// and the last notes.
 fn write(
     mut writer: Writer,
-    messages: &Receiver<Message>,
+    messages: &Receiver<(Message, usize)>,
     counts: &Counts,
 ) -> Result<(), WriteError> {
-    for message in messages {
+    let (mut time_ns, mut seq) = (0, 0);
+    for (message, bytes) in messages {
+        counts.waiting.fetch_sub(bytes, Relaxed);
         match message {
             Message::Batch {
                 identities,
                 batch,
                 lost,
             } => {
-                if lost > 0 {
-                    writer.write(&Entry::Lost {
-                        time_ns: batch.now_ns,
-                        policy: None,
-                        seq: batch.seq,
-                        records: lost,
-                    })?;
-                }
+                (time_ns, seq) = (batch.now_ns, batch.seq);
+                say_lost(&mut writer, time_ns, seq, lost)?;
                 for identity in identities {
                     writer.write(&Entry::Identity(identity))?;
                 }
@@ -245,15 +277,37 @@ fn write(
                         result => result?,
                     }
                 }
-                if lost > 0 {
-                    writer.write(&Entry::Gap { notes: lost })?;
-                }
+                say_gap(&mut writer, lost)?;
             }
             Message::End => break,
         }
         counts.bytes.store(writer.bytes(), Relaxed);
     }
+    say_gap(&mut writer, counts.unsaid_notes.swap(0, Relaxed))?;
+    let lost = counts.unsaid.swap(0, Relaxed);
+    say_lost(&mut writer, time_ns, seq.saturating_add(1), lost)?;
     let bytes = writer.finish()?;
     counts.bytes.store(bytes.metadata()?.len(), Relaxed);
     Ok(())
+}
+
+/// Says that records are missing before the batch of that number.
+fn say_lost(writer: &mut Writer, time_ns: u64, seq: u64, records: u64) -> Result<(), WriteError> {
+    if records == 0 {
+        return Ok(());
+    }
+    writer.write(&Entry::Lost {
+        time_ns,
+        policy: None,
+        seq,
+        records,
+    })
+}
+
+/// Says that notes are missing.
+fn say_gap(writer: &mut Writer, notes: u64) -> Result<(), WriteError> {
+    if notes == 0 {
+        return Ok(());
+    }
+    writer.write(&Entry::Gap { notes })
 }

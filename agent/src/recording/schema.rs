@@ -14,9 +14,9 @@ pub const FORMAT_VERSION: u32 = 2;
 pub(super) const VERSION_KEY: &str = "palisade.recording";
 
 /// What a row is, by its index in the dictionary of the column `entry`.
-pub(super) const ENTRIES: [&str; 14] = [
+pub(super) const ENTRIES: [&str; 15] = [
     "batch", "record", "process", "workload", "file", "tick", "lost", "order", "dropped", "gap",
-    "core", "input", "facts", "answer",
+    "core", "input", "facts", "answer", "changed",
 ];
 
 /// The kinds of row; the numbers are indices into [`ENTRIES`].
@@ -36,10 +36,11 @@ pub(super) enum Row {
     Input = 11,
     Facts = 12,
     Answer = 13,
+    Changed = 14,
 }
 
 impl Row {
-    pub(super) const ALL: [Row; 14] = [
+    pub(super) const ALL: [Row; 15] = [
         Row::Batch,
         Row::Record,
         Row::Process,
@@ -54,6 +55,7 @@ impl Row {
         Row::Input,
         Row::Facts,
         Row::Answer,
+        Row::Changed,
     ];
 
     pub(super) fn from_name(name: &str) -> Option<Row> {

@@ -79,6 +79,7 @@ fn entries() -> Vec<Entry> {
             policy: "one".into(),
             seq: 1,
             requests: 2,
+            sha256: Some(digest([])),
         },
         Entry::Lost {
             time_ns: 1700,
@@ -99,6 +100,10 @@ fn entries() -> Vec<Entry> {
             records: 3,
         },
         Entry::Gap { notes: 4 },
+        Entry::Changed {
+            policy: "two".into(),
+            what: "strike: \"trap\"".into(),
+        },
         Entry::Core(CoreStart {
             run_seed: u64::MAX,
             disarmed: true,
@@ -404,6 +409,82 @@ fn a_recording_that_never_begins_makes_no_file_and_one_that_does_has_what_was_sa
     assert_eq!(recorder.failure(), Some(error.to_string()));
     assert!(!recorder.notes(vec![Entry::Tick { time_ns: 1 }]));
     assert_eq!(recorder.progress().notes_lost, 1);
+}
+
+/// What a recorder that begins late has in its file of what it is told before.
+fn told_late(tell: impl FnOnce(&Recorder)) -> (Progress, Vec<Entry>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.arrows");
+    let file = path.clone();
+    let recorder = Recorder::waiting(move || Writer::create(&file, &origin())).unwrap();
+    tell(&recorder);
+    recorder.begin();
+    let progress = recorder.finish().unwrap();
+    let entries = Reader::open(&path).unwrap().map(Result::unwrap);
+    (progress, entries.collect())
+}
+
+#[test]
+fn what_is_lost_last_is_said_at_the_end() {
+    let (progress, entries) = told_late(|recorder| {
+        assert!(recorder.batch(Vec::new(), &batch(7, 1)));
+        while recorder.notes(vec![Entry::Tick { time_ns: 1 }]) {}
+        assert!(!recorder.notes(vec![Entry::Tick { time_ns: 1 }]));
+        assert!(!recorder.batch(Vec::new(), &batch(8, 3)));
+    });
+    assert_eq!((progress.lost, progress.notes_lost), (3, 2));
+    let [.., Entry::Gap { notes: 2 }, lost] = &entries[..] else {
+        panic!("{:?}", entries.last());
+    };
+    assert!(
+        matches!(
+            lost,
+            Entry::Lost {
+                policy: None,
+                seq: 8,
+                records: 3,
+                ..
+            }
+        ),
+        "{lost:?}"
+    );
+}
+
+#[test]
+fn the_queue_has_no_more_bytes_than_it_may() {
+    // A mebibyte each.
+    let large = || Entry::Facts {
+        target: Target::Workload(WorkloadId(3)),
+        facts: TargetFacts {
+            detail: "x".repeat(1 << 20),
+            ..TargetFacts::default()
+        },
+    };
+    let (progress, entries) = told_late(|recorder| {
+        let taken = (0..20).filter(|_| recorder.notes(vec![large()])).count();
+        assert_eq!(taken, 15, "with what is beside their text");
+        let again = recorder.notes(vec![Entry::Tick { time_ns: 1 }]);
+        assert!(again, "there is room for a little");
+    });
+    assert_eq!(progress.notes_lost, 5);
+    assert_eq!(entries.len(), 17);
+    assert!(matches!(entries[16], Entry::Gap { notes: 5 }));
+}
+
+#[test]
+fn what_was_written_is_no_longer_in_the_queue() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.arrows");
+    let recorder = Recorder::start(Writer::create(&path, &origin()).unwrap()).unwrap();
+    // Five times as much as the queue holds, one after another.
+    for seq in 0..80 {
+        let before = recorder.progress().batches;
+        assert!(recorder.batch(Vec::new(), &batch(seq, 16_384)), "{seq}");
+        while recorder.progress().batches == before {
+            std::thread::yield_now();
+        }
+    }
+    assert_eq!(recorder.finish().unwrap().lost, 0);
 }
 
 proptest! {

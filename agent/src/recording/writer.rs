@@ -190,6 +190,7 @@ fn check(entry: &Entry, json: Option<&str>) -> Result<(), WriteError> {
         Entry::Lost { policy, .. } => [policy.as_deref().unwrap_or_default(), ""],
         Entry::Order { policy, .. }
         | Entry::Dropped { policy, .. }
+        | Entry::Changed { policy, .. }
         | Entry::Answer { policy, .. } => [policy, ""],
         Entry::Tick { .. }
         | Entry::Gap { .. }

@@ -11,10 +11,10 @@ use crate::batch::Batch;
 use crate::config::Config;
 use crate::policy::PolicyEvent;
 use crate::recording::Entry;
-use crate::runtime::LIFE;
+use crate::runtime::losses;
 use anyhow::Result;
 use palisade_abi::Lost;
-use palisade_core::{ActOutcome, Effect, Input, PolicyOutput, PolicyRef, Request, WorkloadId};
+use palisade_core::{ActOutcome, Effect, Input, PolicyOutput, PolicyRef, Request};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Batches after which requests are heard although the recorded run had none at that place: its
@@ -91,21 +91,14 @@ impl<'a> Anew<'a> {
 
     /// The core hears of a loss as in a run.
     fn lost(&mut self, now_ns: u64, workload: u64, lost: Lost) {
-        let count = lost.count;
-        if lost.kinds == 0 {
-            let workload = (workload != 0).then_some(WorkloadId(workload));
-            self.step(now_ns, Input::Lost { workload, count });
-            return;
-        }
-        let all = lost.kinds & LIFE != 0;
-        let concerned: Vec<String> = self
-            .seats
-            .iter()
-            .filter(|seat| all || seat.mask() & lost.kinds != 0)
-            .map(|seat| seat.reference().name.clone())
-            .collect();
-        for policy in concerned {
-            self.step(now_ns, Input::Skipped { policy, count });
+        let name = |seat: &Seat| seat.reference().name.clone();
+        let all = || self.seats.iter().map(name).collect();
+        let of = |kinds| {
+            let concerned = self.seats.iter().filter(|seat| seat.mask() & kinds != 0);
+            concerned.map(name).collect()
+        };
+        for input in losses::told(workload, lost.count, lost.kinds, all, of) {
+            self.step(now_ns, input);
         }
     }
 
@@ -149,7 +142,11 @@ impl<'a> Anew<'a> {
             } => self.step(time_ns, missed),
             // Of the other things that the recorded core heard, some follow from its own decisions; operators'
             // commands are none of the policies'.
-            Entry::Input { .. } | Entry::Core(_) | Entry::Dropped { .. } | Entry::Gap { .. } => {}
+            Entry::Input { .. }
+            | Entry::Core(_)
+            | Entry::Dropped { .. }
+            | Entry::Gap { .. }
+            | Entry::Changed { .. } => {}
             Entry::Facts { target, facts } => self.tables.tell(target, facts),
             Entry::Answer { answer, .. } => {
                 if let Some(identity) = answer {

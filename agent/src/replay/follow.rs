@@ -6,7 +6,7 @@
 use super::Outcome;
 use super::desk::Desk;
 use super::recorded::Recorded;
-use super::seat::Seat;
+use super::seat::{Output, Seat};
 use crate::batch::Batch;
 use crate::recording::Entry;
 use anyhow::Result;
@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 
 /// Differences that are told one by one.
 const TOLD: usize = 8;
+/// The version that replays.
+const AGENT: &str = env!("CARGO_PKG_VERSION");
 
 pub(super) struct Follow<'a> {
     desk: Desk<'a>,
@@ -41,6 +43,15 @@ impl<'a> Follow<'a> {
         &mut self.desk
     }
 
+    /// Another version of the agent may judge, or word requests, in another way.
+    pub(super) fn recorded_by(&mut self, agent: &str) {
+        if agent != AGENT {
+            self.differ(format!(
+                "the recording was made by palisade {agent}, this is {AGENT}"
+            ));
+        }
+    }
+
     /// A batch was published to the policies.
     pub(super) fn batch(&mut self, batch: &Batch) {
         self.desk.count(batch);
@@ -65,7 +76,12 @@ impl<'a> Follow<'a> {
                 policy,
                 seq,
                 requests,
-            } => self.order(time_ns, &policy, seq, requests),
+                sha256,
+            } => {
+                if let Some((output, policy)) = self.output(&policy, seq, requests, sha256) {
+                    self.order(time_ns, policy, output);
+                }
+            }
             Entry::Facts { target, facts } => self.tables.tell(target, facts),
             Entry::Dropped {
                 policy,
@@ -79,6 +95,9 @@ impl<'a> Follow<'a> {
                     ));
                 }
             }
+            Entry::Changed { policy, what } => self.differ(format!(
+                "in the run something happened to policy '{policy}' that is not replayed: {what}"
+            )),
             Entry::Gap { notes } => self.differ(format!(
                 "the recording lacks {notes} notes of what the core or policies were told"
             )),
@@ -122,19 +141,41 @@ impl<'a> Follow<'a> {
         self.running = now;
     }
 
-    fn order(&mut self, time_ns: u64, policy: &str, batch: u64, requests: u64) {
+    /// What that policy asks for here where it asked for so many things, and the policy as it ran then.
+    fn output(
+        &mut self,
+        policy: &str,
+        batch: u64,
+        requests: u64,
+        sha256: Option<String>,
+    ) -> Option<(Output, PolicyRef)> {
         let seat = self.seats.get_mut(policy);
         let output = seat.and_then(|seat| {
-            let output = seat.output(batch, requests);
+            let output = seat.output(batch, requests, sha256.as_deref());
             self.desk.notes(seat.take_notes());
-            output.map(|output| (output, seat.reference().clone()))
+            output.map(|(output, same)| (output, same, seat.reference().clone()))
         });
-        let Some((output, reference)) = output else {
+        let Some((output, same, reference)) = output else {
             self.differ(format!(
                 "at batch {batch} policy '{policy}' asked for {requests} thing(s) that it does not ask for here"
             ));
-            return;
+            return None;
         };
+        if !same {
+            self.differ(format!(
+                "at batch {batch} policy '{policy}' asked for the same number of things, but for others or for \
+                 other reasons than here"
+            ));
+        }
+        // With the generation that it had then.
+        Some((
+            output,
+            self.running.get(policy).cloned().unwrap_or(reference),
+        ))
+    }
+
+    fn order(&mut self, time_ns: u64, policy: PolicyRef, output: Output) {
+        let batch = output.batch;
         let mut unknown = 0_u64;
         let with_facts = output.requests.into_iter().map(|request| {
             let facts = self.tables.told(&request.target).unwrap_or_else(|| {
@@ -147,8 +188,6 @@ impl<'a> Follow<'a> {
             (request, facts)
         });
         let requests = with_facts.collect();
-        // With the generation that it had then.
-        let policy = self.running.get(policy).cloned().unwrap_or(reference);
         if unknown > 0 {
             self.differ(format!(
                 "at batch {batch} policy '{}' asks about {unknown} target(s) that it did not ask about",
@@ -157,7 +196,7 @@ impl<'a> Follow<'a> {
         }
         let output = PolicyOutput {
             policy,
-            batch: output.batch,
+            batch,
             requests,
         };
         self.step(time_ns, Input::Requests(output));

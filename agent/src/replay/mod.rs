@@ -118,7 +118,9 @@ pub fn replay(
     let mut player = if why_anew.is_empty() {
         core.disarmed = start.disarmed;
         let core = Core::new(core, protect, start.run_seed);
-        Player::Follow(Follow::new(Desk::new(core, each), seats, &tables))
+        let mut follow = Follow::new(Desk::new(core, each), seats, &tables);
+        follow.recorded_by(&origin.agent);
+        Player::Follow(follow)
     } else {
         let mut desk = Desk::new(Core::new(core, protect, start.run_seed), each);
         desk.differs(why_anew);

@@ -23,10 +23,17 @@ struct Known {
     ended: BTreeMap<ProcessId, u64>,
     /// The same, oldest first.
     ends: VecDeque<(u64, ProcessId)>,
-    /// What the recorded run's core was last told about each target.
-    told: HashMap<Target, TargetFacts>,
+    /// What the recorded run's core was last told about each target: kept to the end, for the run may have used it after the
+    /// target's.
+    told: HashMap<Target, Told>,
     workloads: BTreeMap<WorkloadId, WorkloadFacts>,
     files: BTreeMap<(u32, u64), String>,
+}
+
+struct Told {
+    facts: TargetFacts,
+    /// It ended longer ago than anybody remembers.
+    forgotten: bool,
 }
 
 impl Recorded {
@@ -96,18 +103,24 @@ impl Recorded {
             known.ends.pop_front();
             known.ended.remove(&process);
             known.processes.remove(&process);
-            known.told.remove(&Target::Process(process));
+            if let Some(told) = known.told.get_mut(&Target::Process(process)) {
+                told.forgotten = true;
+            }
         }
     }
 
     /// Takes in what the recorded run's core was told about a target.
     pub(super) fn tell(&self, target: Target, facts: TargetFacts) {
-        self.lock().told.insert(target, facts);
+        let told = Told {
+            facts,
+            forgotten: false,
+        };
+        self.lock().told.insert(target, told);
     }
 
     /// What the recorded run's core was told about a target, as it was.
     pub(super) fn told(&self, target: &Target) -> Option<TargetFacts> {
-        self.lock().told.get(target).cloned()
+        self.lock().told.get(target).map(|told| told.facts.clone())
     }
 
     /// What a core that decides anew is told about a target: what the recorded run's was told, without those who have
@@ -115,8 +128,9 @@ impl Recorded {
     pub(super) fn facts(&self, target: &Target, scope: &ScopeRoots) -> TargetFacts {
         let known = self.lock();
         let gone = matches!(target, Target::Process(process) if known.ended.contains_key(process));
-        if let Some(told) = known.told.get(target).filter(|told| told.alive && !gone) {
-            let mut facts = told.clone();
+        let told = known.told.get(target).filter(|told| !told.forgotten);
+        if let Some(told) = told.filter(|told| told.facts.alive && !gone) {
+            let mut facts = told.facts.clone();
             facts
                 .members
                 .retain(|member| !known.ended.contains_key(&member.process));
@@ -179,5 +193,47 @@ impl Lookup for Recorded {
 
     fn file_path(&self, device: u32, inode: u64) -> Option<String> {
         self.lock().files.get(&(device, inode)).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use palisade_abi::{Exit, Header, Record};
+
+    #[test]
+    fn facts_about_the_ended_are_kept_for_who_follows_and_not_for_who_decides_anew() {
+        let process = ProcessId {
+            pid: 7,
+            start_ns: 5,
+        };
+        let target = Target::Process(process);
+        let recorded = Recorded::default();
+        let facts = TargetFacts {
+            alive: true,
+            ..TargetFacts::default()
+        };
+        recorded.tell(target, facts.clone());
+        let scope = ScopeRoots::All;
+        assert!(recorded.facts(&target, &scope).alive);
+        let header = Header {
+            pid: process.pid,
+            start_ns: process.start_ns,
+            time_ns: 10,
+            ..Header::default()
+        };
+        let end = Record::new(header, Exit::default());
+        let grace_ns = Limits::default().grace_ns;
+        for (now_ns, records) in [(10, vec![end]), (12 + grace_ns, Vec::new())] {
+            recorded.observe(&Batch {
+                seq: 1,
+                now_ns,
+                records: records.into(),
+                window_end: false,
+            });
+            assert_eq!(recorded.told(&target), Some(facts.clone()), "at {now_ns}");
+            assert!(!recorded.facts(&target, &scope).alive, "at {now_ns}");
+        }
     }
 }

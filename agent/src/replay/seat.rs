@@ -5,6 +5,7 @@
 
 use crate::batch::Batch;
 use crate::policy::{PolicyEvent, Stepper};
+use crate::recording::digest;
 use palisade_core::{PolicyRef, Request};
 use std::collections::VecDeque;
 
@@ -81,8 +82,14 @@ impl Seat {
         true
     }
 
-    /// What it asks for at that batch, if it asks for so many things: all batches before it are seen first.
-    pub(super) fn output(&mut self, seq: u64, requests: u64) -> Option<Output> {
+    /// What it asks for at that batch, if it asks for so many things, and whether they are those of that digest: all
+    /// batches before it are seen first.
+    pub(super) fn output(
+        &mut self,
+        seq: u64,
+        requests: u64,
+        sha256: Option<&str>,
+    ) -> Option<(Output, bool)> {
         while self
             .waiting
             .front()
@@ -93,7 +100,9 @@ impl Seat {
         let is_it =
             |output: &Output| output.batch == seq && output.requests.len() as u64 == requests;
         let at = self.outputs.iter().position(is_it)?;
-        self.outputs.remove(at)
+        let output = self.outputs.remove(at)?;
+        let same = sha256.is_some_and(|sha256| sha256 == digest(&output.requests));
+        Some((output, same))
     }
 
     /// What it asked for that nobody heard.

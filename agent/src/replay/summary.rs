@@ -125,7 +125,7 @@ impl Summary {
             Entry::Facts { .. } => self.facts += 1,
             Entry::Answer { .. } => self.answers += 1,
             // Counted when the policy is told.
-            Entry::Dropped { .. } | Entry::Core(_) => {}
+            Entry::Dropped { .. } | Entry::Core(_) | Entry::Changed { .. } => {}
             Entry::Order { .. } => self.orders += 1,
             Entry::Tick { .. } => self.ticks += 1,
         }

@@ -158,6 +158,9 @@ impl Judge {
     }
 
     fn changed(&self, what: PolicyChange, policy: PolicyRef, detail: String) {
+        if let (Some(notes), true) = (&self.notes, of_an_instance(what)) {
+            notes.changed(&policy.name, format!("{}: {detail}", word(what)));
+        }
         self.shared.audit.append(Entry::Policy {
             what,
             policy,
@@ -175,6 +178,15 @@ impl Judge {
         self.step(Input::Policies(policies));
         self.shared.subscribe();
     }
+}
+
+/// Whether a policy sees or asks other things after that than one instance that plays all through: also one that was refused
+/// has asked while it began. What else there is the core hears, as policies that run or do not.
+fn of_an_instance(what: PolicyChange) -> bool {
+    matches!(
+        what,
+        PolicyChange::Rejected | PolicyChange::Strike | PolicyChange::Restarted
+    )
 }
 
 /// A unit variant's name, as JSON has it.

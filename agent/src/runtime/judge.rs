@@ -7,7 +7,7 @@
 use super::act_thread::Job;
 use super::reel::Told;
 use super::tape::Notes;
-use super::{LIFE, Shared};
+use super::{Shared, losses};
 use crate::audit::{Entry, Identity};
 use crate::boot_clock;
 use crate::policy::PolicyEvent;
@@ -66,7 +66,7 @@ pub(super) struct Judge {
     /// Effects that were held back because their intent could not be recorded.
     not_done: Vec<(Effect, ActOutcome)>,
     /// What a recording is told of the core's inputs.
-    notes: Option<Notes>,
+    pub(super) notes: Option<Notes>,
     /// What the audit log was told about that recording.
     told: Told,
 }
@@ -177,18 +177,19 @@ impl Judge {
                 source,
                 kinds,
             } => {
-                let workload = (workload != 0).then_some(WorkloadId(workload));
                 self.shared.audit.append(Entry::Loss {
                     source: source.to_owned(),
                     count,
                     policy: None,
-                    workload,
+                    workload: (workload != 0).then_some(WorkloadId(workload)),
                 });
-                if kinds == 0 {
-                    self.step(Input::Lost { workload, count });
-                }
-                for policy in self.concerned(kinds) {
-                    self.step(Input::Skipped { policy, count });
+                let all = || self.running.keys().cloned().collect();
+                let of = |kinds| {
+                    let engine = self.shared.engine.get();
+                    engine.map_or_else(all, |engine| engine.subscribers(kinds))
+                };
+                for input in losses::told(workload, count, kinds, all, of) {
+                    self.step(input);
                 }
             }
             Message::Disarm(on, reply) => {
@@ -242,15 +243,6 @@ impl Judge {
         for (effect, outcome) in std::mem::take(&mut self.not_done) {
             self.under_way += 1;
             self.hear(Message::Outcome(Box::new(effect), outcome));
-        }
-    }
-
-    /// The policies whose evidence rests on those kinds: who is who and who has ended is everybody's evidence.
-    fn concerned(&self, kinds: u64) -> Vec<String> {
-        match self.shared.engine.get() {
-            Some(engine) if kinds & LIFE == 0 => engine.subscribers(kinds),
-            _ if kinds == 0 => Vec::new(),
-            _ => self.running.keys().cloned().collect(),
         }
     }
 

@@ -11,6 +11,7 @@ mod events;
 mod judge;
 mod looking;
 mod lookup;
+pub(crate) mod losses;
 pub mod options;
 pub mod record;
 mod reel;
@@ -32,7 +33,7 @@ use crate::sensors::{InFlightView, SensorHandle, Sensors};
 use anyhow::{Context, Result};
 use judge::{Judge, Message};
 use looking::Looking;
-use palisade_abi::Kind;
+use losses::LIFE;
 use palisade_core::Core;
 use reel::Reel;
 use roots::Follower;
@@ -80,9 +81,6 @@ impl Shared {
         }
     }
 }
-
-/// The life of processes, to which the identity tables subscribe.
-pub(crate) const LIFE: u64 = Kind::Exec.bit() | Kind::Exit.bit() | Kind::Fork.bit();
 
 /// What the sensors are to deliver: what the policies subscribed to, and the life of processes, to which the
 /// identity tables subscribe.

@@ -7,7 +7,7 @@ use crate::batch::Batch;
 use crate::boot_clock;
 use crate::config::Config;
 use crate::identity::Tables;
-use crate::recording::{CoreStart, Entry, Identity, Origin, Recorder, Writer};
+use crate::recording::{CoreStart, Entry, Identity, Origin, Recorder, Writer, digest};
 use anyhow::{Context, Result};
 use palisade_abi::{ModelFile, kind};
 use palisade_core::{Input, PolicyOutput, ProcessId, Target, TargetFacts, WorkloadId};
@@ -204,8 +204,14 @@ impl Notes {
         }
     }
 
-    /// That requests arrived and, before it, the facts that are not those told before. What is asked for is not
-    /// written: a replay has the policies say it again.
+    /// Something happened to a policy's instance that a replay does not repeat.
+    pub(super) fn changed(&self, policy: &str, what: String) {
+        let policy = policy.to_owned();
+        self.recorder.notes(vec![Entry::Changed { policy, what }]);
+    }
+
+    /// That requests arrived and, before it, the facts that are not those told before. Of what is asked for only the
+    /// digest is written: a replay has the policies say it again.
     fn order(&mut self, time_ns: u64, output: &PolicyOutput) -> Vec<Entry> {
         if self.told.len() > REMEMBERED_FACTS {
             self.told.clear();
@@ -225,6 +231,7 @@ impl Notes {
             policy: output.policy.name.clone(),
             seq: output.batch,
             requests: output.requests.len() as u64,
+            sha256: Some(digest(output.requests.iter().map(|(request, _)| request))),
         });
         entries
     }
