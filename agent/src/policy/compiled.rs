@@ -198,18 +198,16 @@ impl Compiled {
         file: &PolicyFile,
         manifest: Manifest,
     ) -> Result<Self, LoadError> {
-        let component = shared
-            .component(&file.bytes)
-            .map_err(|fault| match fault {
-                Fault::Policy(detail) => LoadError::Malformed {
-                    path: file.path.clone(),
-                    detail: tidy(&detail, DETAIL_BYTES),
-                },
-                Fault::Compiler(detail) => LoadError::Compiler {
-                    path: file.path.clone(),
-                    detail: tidy(&detail, DETAIL_BYTES),
-                },
-            })?;
+        let component = shared.component(&file.bytes).map_err(|fault| match fault {
+            Fault::Policy(detail) => LoadError::Malformed {
+                path: file.path.clone(),
+                detail: tidy(&detail, DETAIL_BYTES),
+            },
+            Fault::Compiler(detail) => LoadError::Compiler {
+                path: file.path.clone(),
+                detail: tidy(&detail, DETAIL_BYTES),
+            },
+        })?;
         let faults = world_faults(shared, &component);
         if !faults.is_empty() {
             return Err(LoadError::World {

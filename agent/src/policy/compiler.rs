@@ -201,8 +201,7 @@ fn receive(from: impl Read, output: &mut Vec<u8>) -> Result<bool, Fault> {
         Err(error) => return Err(error.into()),
     };
     if output.len() > MAX_CODE {
-        let text =
-            format!("the compiler answered with more than {MAX_CODE} bytes and was killed");
+        let text = format!("the compiler answered with more than {MAX_CODE} bytes and was killed");
         return Err(Fault::Compiler(text));
     }
     Ok(more)

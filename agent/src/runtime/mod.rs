@@ -28,7 +28,7 @@ use crate::exit::{self, coded};
 use crate::identity::{self, ScopeRoots, Tables, layout::Layout};
 use crate::policy::{Engine, EngineOptions, Events, Lookup, PolicyEvent};
 use crate::recording::CoreStart;
-use crate::sensors::{InFlightView, SensorHandle, Sensors};
+use crate::sensors::{InFlightView, Scope, SensorHandle, Sensors};
 use anyhow::{Context, Result};
 use judge::{Judge, Message};
 use looking::Looking;
@@ -279,6 +279,7 @@ fn guard(
 
     let sensor_options = options::sensor_options(config, layout, kinds(&engine.0))
         .map_err(|error| coded(exit::CONFIG, error))?;
+    let scope = sensor_options.scope.clone();
     let sensors = Sensors::load(object, sensor_options)
         .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
     let handle = sensors.handle();
@@ -323,7 +324,7 @@ fn guard(
         policies = config.policies.len(),
         "guarding; to look: palisade status; to stop: SIGTERM"
     );
-    let served = follow_roots(config, layout, shared, handle.clone(), alarm)
+    let served = follow_roots(config, layout, scope, shared, handle.clone(), alarm)
         .and_then(|_following| answer::serve(config, shared, messages, alarm));
     handle.stop();
     let _ = thread.join();
@@ -334,6 +335,7 @@ fn guard(
 fn follow_roots(
     config: &Config,
     layout: &Layout,
+    loaded: Scope,
     shared: &Shared,
     sensors: SensorHandle,
     alarm: &Alarm,
@@ -341,7 +343,7 @@ fn follow_roots(
     let audit = shared.audit.clone();
     // Rings when the thread ends; where the whole host is watched there is none.
     let guard = (config.watch.scope != ScopeRoots::All).then(|| alarm.guard("roots"));
-    Follower::start(config, layout, move |change| {
+    Follower::start(config, layout, loaded, move |change| {
         let _ = &guard;
         sensors.set_scope(change.scope);
         sensors.set_pressure(change.pressure);
