@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next() {
         Some(word) if word == keeper::SUBCOMMAND => return keeper::main(arguments),
-        Some(word) if word == compiler::SUBCOMMAND => return compiler::main(),
+        Some(word) if word == compiler::SUBCOMMAND => return compiler::main(arguments),
         _ => {}
     }
     let cli = Cli::parse();

@@ -197,3 +197,20 @@ fn a_kernel_without_btf_is_named() {
         "{text}"
     );
 }
+
+#[test]
+fn a_reader_that_had_enough_is_no_error() {
+    let file = policy("gpu-contention");
+    for more in [&["--json"][..], &[]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(binaries().join("palisade"))
+            .args(["policy", "check", file.to_str().unwrap()])
+            .args(more)
+            .stdout(writer)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), said.as_str()), (Some(0), ""));
+    }
+}

@@ -149,16 +149,7 @@ impl Which {
 pub fn run(args: &AuditArgs, dir: &Path) -> anyhow::Result<u8> {
     let dir = args.dir.as_deref().unwrap_or(dir);
     let style = Style::of_stdout();
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    let result = dispatch(args, dir, style, &mut out).and_then(|code| {
-        out.flush()?;
-        Ok(code)
-    });
-    match result {
-        // `palisade audit list | head`: the reader had enough.
-        Err(error) if is_broken_pipe(&error) => Ok(0),
-        other => other,
-    }
+    super::printing(|out| dispatch(args, dir, style, out))
 }
 
 fn dispatch(args: &AuditArgs, dir: &Path, style: Style, out: &mut dyn Write) -> anyhow::Result<u8> {
@@ -360,12 +351,6 @@ fn hint(error: audit::AuditError, dir: &Path) -> anyhow::Error {
         _ => return error.into(),
     };
     anyhow!("{error}; {next}")
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// How long ago a record was written, for people.

@@ -17,6 +17,7 @@ use crate::control;
 use crate::exit;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 const AFTER_HELP: &str = "\
@@ -111,6 +112,25 @@ impl Paths {
                 Err(exit::coded(code, failure))
             }
         }
+    }
+}
+
+/// Runs what prints to standard output. `palisade audit list | head`: a reader that had enough is no error.
+fn printing(print: impl FnOnce(&mut dyn Write) -> Result<u8>) -> Result<u8> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let result = print(&mut out).and_then(|code| {
+        out.flush()?;
+        Ok(code)
+    });
+    match result {
+        Err(error)
+            if error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) =>
+        {
+            Ok(exit::OK)
+        }
+        other => other,
     }
 }
 

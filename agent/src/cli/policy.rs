@@ -7,6 +7,7 @@ use crate::policy::{self, Limits, PolicySource};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use palisade_core::Power;
+use std::io::Write;
 use std::path::PathBuf;
 
 const AFTER_HELP: &str = "\
@@ -54,41 +55,46 @@ enum PolicyCommand {
 }
 
 pub(super) fn run(args: &PolicyArgs, paths: &Paths) -> Result<u8> {
+    super::printing(|out| dispatch(args, paths, out))
+}
+
+fn dispatch(args: &PolicyArgs, paths: &Paths, out: &mut dyn Write) -> Result<u8> {
     match &args.command {
-        PolicyCommand::List { json } => list(paths, *json),
+        PolicyCommand::List { json } => list(paths, *json, out),
         PolicyCommand::Check {
             file,
             settings,
             power,
             json,
-        } => check(file.clone(), settings, power, *json),
+        } => check(file.clone(), settings, power, *json, out),
         PolicyCommand::Reload { name } => {
             let done = paths.call(&Request::PolicyReload { name: name.clone() })?;
             for policy in done.as_array().into_iter().flatten() {
-                println!(
+                writeln!(
+                    out,
                     "{} {} runs as generation {}",
                     text(policy, "name"),
                     text(policy, "version"),
                     policy["generation"]
-                );
+                )?;
             }
             Ok(exit::OK)
         }
     }
 }
 
-fn list(paths: &Paths, json: bool) -> Result<u8> {
+fn list(paths: &Paths, json: bool, out: &mut dyn Write) -> Result<u8> {
     let policies = paths.call(&Request::PolicyList)?;
     if json {
-        println!("{policies}");
+        writeln!(out, "{policies}")?;
     } else {
-        print_policies(&policies);
+        write!(out, "{}", table(&policies))?;
     }
     Ok(exit::OK)
 }
 
 /// The policies of a status, as a table.
-pub(super) fn print_policies(policies: &serde_json::Value) {
+pub(super) fn table(policies: &serde_json::Value) -> String {
     let mut table = Table::new(&[
         "policy", "version", "state", "gen", "records", "requests", "µs/call", "queue", "lost",
         "strikes",
@@ -117,7 +123,7 @@ pub(super) fn print_policies(policies: &serde_json::Value) {
         ];
         table.row(cells.iter().map(|(text, colour)| (text.as_str(), *colour)));
     }
-    print!("{}", table.render(Style::of_stdout()));
+    table.render(Style::of_stdout())
 }
 
 /// Checks a policy as a load would.
@@ -126,7 +132,13 @@ pub(super) fn check_source(source: &PolicySource) -> Result<policy::Manifest> {
         .map_err(|error| exit::coded(exit::POLICY, format!("policy '{}': {error}", source.name)))
 }
 
-fn check(file: PathBuf, settings: &[String], power: &str, json: bool) -> Result<u8> {
+fn check(
+    file: PathBuf,
+    settings: &[String],
+    power: &str,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<u8> {
     let settings: toml::Table = settings
         .join("\n")
         .parse()
@@ -145,19 +157,21 @@ fn check(file: PathBuf, settings: &[String], power: &str, json: bool) -> Result<
     };
     let manifest = check_source(&source)?;
     if json {
-        println!("{}", serde_json::to_value(&manifest)?);
+        writeln!(out, "{}", serde_json::to_value(&manifest)?)?;
         return Ok(exit::OK);
     }
     let style = Style::of_stdout();
-    println!(
+    writeln!(
+        out,
         "{} {} {}",
         style.paint(Colour::Green, "good:"),
         manifest.name,
         manifest.version
-    );
-    println!("  {}", escape(&manifest.description));
-    println!("  sees   {}", manifest.kinds.join(", "));
-    println!(
+    )?;
+    writeln!(out, "  {}", escape(&manifest.description))?;
+    writeln!(out, "  sees   {}", manifest.kinds.join(", "))?;
+    writeln!(
+        out,
         "  powers {}",
         manifest
             .powers
@@ -165,7 +179,7 @@ fn check(file: PathBuf, settings: &[String], power: &str, json: bool) -> Result<
             .map(|power| format!("{power:?}").to_lowercase())
             .collect::<Vec<_>>()
             .join(", ")
-    );
+    )?;
     let mut table = Table::new(&["setting", "default", "unit", "help"]);
     for (name, setting) in &manifest.settings {
         let default = setting.default.to_string();
@@ -177,7 +191,7 @@ fn check(file: PathBuf, settings: &[String], power: &str, json: bool) -> Result<
             (setting.help.as_str(), None),
         ]);
     }
-    print!("{}", table.render(style));
+    write!(out, "{}", table.render(style))?;
     Ok(exit::OK)
 }
 

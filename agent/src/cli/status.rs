@@ -55,7 +55,7 @@ pub(super) fn run(args: &StatusArgs, paths: &Paths) -> Result<u8> {
         println!("record   {line}");
     }
     println!();
-    policy::print_policies(&status["policies"]);
+    print!("{}", policy::table(&status["policies"]));
     println!();
     print_leases(&core["leases"], status["now_ns"].as_u64().unwrap_or(0));
     let absent: Vec<&str> = status["sensors"]["absent"]

@@ -4,6 +4,7 @@
 //! the policy runs before its manifest, imports and powers were checked.
 
 use super::bindings::PolicyPre;
+use super::compiler::Fault;
 use super::engine::{EngineShared, NoLookup};
 use super::error::LoadError;
 use super::host::HostState;
@@ -197,12 +198,16 @@ impl Compiled {
         file: &PolicyFile,
         manifest: Manifest,
     ) -> Result<Self, LoadError> {
-        let component = shared
-            .component(&file.bytes)
-            .map_err(|error| LoadError::Malformed {
+        let component = shared.component(&file.bytes).map_err(|fault| match fault {
+            Fault::Policy(detail) => LoadError::Malformed {
                 path: file.path.clone(),
-                detail: tidy(&error, DETAIL_BYTES),
-            })?;
+                detail: tidy(&detail, DETAIL_BYTES),
+            },
+            Fault::Compiler(detail) => LoadError::Compiler {
+                path: file.path.clone(),
+                detail: tidy(&detail, DETAIL_BYTES),
+            },
+        })?;
         let faults = world_faults(shared, &component);
         if !faults.is_empty() {
             return Err(LoadError::World {

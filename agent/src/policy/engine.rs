@@ -4,12 +4,11 @@
 //! threads) and for nothing that policies do not need (no WASI, no async).
 
 use super::bindings;
-use super::compiler;
+use super::compiler::{Compiler, Fault};
 use super::host::HostState;
 use super::limits::Limits;
 use super::ticker::Ticker;
 use palisade_core::{ProcessId, WorkloadId};
-use std::path::PathBuf;
 use std::sync::Arc;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, OptLevel};
@@ -76,7 +75,7 @@ pub struct EngineShared {
     pub(super) ticker: Ticker,
     pub(super) lookup: Arc<dyn Lookup>,
     /// `None`: the engine compiles by itself.
-    compiler: Option<PathBuf>,
+    compiler: Option<Compiler>,
 }
 
 impl std::fmt::Debug for EngineShared {
@@ -124,13 +123,13 @@ impl EngineShared {
         Self::with_compiler(lookup, None)
     }
 
-    /// The same with a program that compiles; see [`super::compiler`].
+    /// The same with a process that compiles.
     ///
     /// # Errors
     /// As [`Self::new`].
     pub(super) fn with_compiler(
         lookup: Arc<dyn Lookup>,
-        compiler: Option<PathBuf>,
+        compiler: Option<Compiler>,
     ) -> wasmtime::Result<Arc<Self>> {
         let mut config = config();
         if compiler.is_none() {
@@ -151,16 +150,25 @@ impl EngineShared {
         }))
     }
 
-    /// Compiles a component. An error is what is wrong with it.
-    pub(super) fn component(&self, wasm: &[u8]) -> Result<Component, String> {
-        let text = |error: wasmtime::Error| format!("{error:#}");
+    /// Ends a compiler that runs; from then on there is none.
+    pub(super) fn stop_compiling(&self) {
+        if let Some(compiler) = &self.compiler {
+            compiler.stop();
+        }
+    }
+
+    /// Compiles a component.
+    pub(super) fn component(&self, wasm: &[u8]) -> Result<Component, Fault> {
         let Some(compiler) = &self.compiler else {
-            return Component::new(&self.engine, wasm).map_err(text);
+            return Component::new(&self.engine, wasm)
+                .map_err(|error| Fault::Policy(format!("{error:#}")));
         };
-        let code = compiler::compile(compiler, wasm)?;
+        let code = compiler.compile(wasm)?;
         // SAFETY: needed because machine code is taken over. Sound because the compiler is this very binary and
         // answered over a pipe of its own: these are bytes that `Engine::precompile_component` made.
-        unsafe { Component::deserialize(&self.engine, code) }.map_err(text)
+        unsafe { Component::deserialize(&self.engine, code) }.map_err(|error| {
+            Fault::Compiler(format!("the compiler's answer is not code: {error:#}"))
+        })
     }
 
     pub(super) fn store(&self, name: &str, limits: &Limits) -> wasmtime::Store<HostState> {

@@ -53,6 +53,14 @@ pub enum LoadError {
         /// What the validator says.
         detail: String,
     },
+    /// The process that compiles did not bring it to an end.
+    #[error("{path} could not be compiled: {detail}")]
+    Compiler {
+        /// The file.
+        path: PathBuf,
+        /// What happened to it.
+        detail: String,
+    },
     /// No custom section with the manifest.
     #[error(
         "{path} has no manifest (custom section `palisade:manifest`): is `policy.toml` beside \

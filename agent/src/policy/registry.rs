@@ -5,6 +5,7 @@
 //! - Each policy has one thread from load to unload, and each thread an entry here.
 
 use super::compiled::{PolicyFile, Prepared};
+use super::compiler::{self, Compiler};
 use super::engine::{EngineShared, Lookup};
 use super::error::LoadError;
 use super::event::{Events, Handover, PolicyEvent};
@@ -50,6 +51,8 @@ pub struct EngineOptions {
     pub swap_wait: Duration,
     /// A program that ends up in [`super::compiler::main`]; `None`: policies are compiled in this process.
     pub compiler: Option<PathBuf>,
+    /// How long that program may take for a policy.
+    pub compiler_wait: Duration,
 }
 
 impl Default for EngineOptions {
@@ -58,6 +61,7 @@ impl Default for EngineOptions {
             debounce: Duration::from_millis(100),
             swap_wait: Duration::from_secs(10),
             compiler: None,
+            compiler_wait: compiler::WAIT,
         }
     }
 }
@@ -110,8 +114,10 @@ impl Engine {
         lookup: Arc<dyn Lookup>,
         events: impl Into<Events>,
     ) -> wasmtime::Result<Self> {
+        let program = options.compiler.clone();
+        let compiler = program.map(|program| Compiler::new(program, options.compiler_wait));
         let inner = Inner {
-            shared: EngineShared::with_compiler(lookup, options.compiler.clone())?,
+            shared: EngineShared::with_compiler(lookup, compiler.transpose()?)?,
             options,
             events: events.into(),
             queues: Queues::default(),
@@ -194,6 +200,11 @@ impl Engine {
             *watcher = Some(Watcher::start(&self.inner)?);
         }
         Ok(())
+    }
+
+    /// A policy that is being compiled by a program is refused at once, and so is each that is loaded from now on.
+    pub fn stop_compiling(&self) {
+        self.inner.shared.stop_compiling();
     }
 
     /// Ends the file watch and all policies, and waits for their threads.
@@ -287,6 +298,7 @@ impl Inner {
     }
 
     fn shutdown(&self) {
+        self.shared.stop_compiling();
         let watcher = self.watcher().take();
         drop(watcher);
         let _loading = self.begin_loading();

@@ -72,7 +72,10 @@ pub(super) fn serve(
             }
         };
         let _ = closing.send(());
-        // Answers that are under way are still given.
+        // Answers that are under way are still given; none waits for a compiler.
+        if let Some(engine) = shared.engine.get() {
+            engine.stop_compiling();
+        }
         let _ = server.await;
         Ok(why.to_owned())
     })

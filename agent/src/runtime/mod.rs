@@ -29,7 +29,7 @@ use crate::exit::{self, coded};
 use crate::identity::{self, ScopeRoots, Tables, layout::Layout};
 use crate::policy::{Engine, EngineOptions, Events, Lookup, PolicyEvent};
 use crate::recording::CoreStart;
-use crate::sensors::{InFlightView, SensorHandle, Sensors};
+use crate::sensors::{InFlightView, Scope, SensorHandle, Sensors};
 use anyhow::{Context, Result};
 use judge::{Judge, Message};
 use looking::Looking;
@@ -277,6 +277,7 @@ fn guard(
 
     let sensor_options = options::sensor_options(config, layout, kinds(&engine.0))
         .map_err(|error| coded(exit::CONFIG, error))?;
+    let scope = sensor_options.scope.clone();
     let sensors = Sensors::load(object, sensor_options)
         .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
     let handle = sensors.handle();
@@ -321,7 +322,7 @@ fn guard(
         policies = config.policies.len(),
         "guarding; to look: palisade status; to stop: SIGTERM"
     );
-    let served = follow_roots(config, layout, shared, handle.clone(), alarm)
+    let served = follow_roots(config, layout, scope, shared, handle.clone(), alarm)
         .and_then(|_following| answer::serve(config, shared, messages, alarm));
     handle.stop();
     let _ = thread.join();
@@ -332,6 +333,7 @@ fn guard(
 fn follow_roots(
     config: &Config,
     layout: &Layout,
+    loaded: Scope,
     shared: &Shared,
     sensors: SensorHandle,
     alarm: &Alarm,
@@ -339,7 +341,7 @@ fn follow_roots(
     let audit = shared.audit.clone();
     // Rings when the thread ends; where the whole host is watched there is none.
     let guard = (config.watch.scope != ScopeRoots::All).then(|| alarm.guard("roots"));
-    Follower::start(config, layout, move |change| {
+    Follower::start(config, layout, loaded, move |change| {
         let _ = &guard;
         sensors.set_scope(change.scope);
         sensors.set_pressure(change.pressure);

@@ -61,6 +61,7 @@ pub fn record(
     let (object, layout) = programs_and_layout()?;
     let sensor_options = options::sensor_options(config, &layout, options.kinds | LIFE)
         .map_err(|error| coded(exit::CONFIG, error))?;
+    let scope = sensor_options.scope.clone();
     let sensors = Sensors::load(object, sensor_options)
         .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
     let tables = Tables::new(layout.clone(), identity::Limits::default());
@@ -88,7 +89,7 @@ pub fn record(
         report: handle.report(),
     };
     let sensors = handle.clone();
-    let roots = Follower::start(config, &layout, move |change| {
+    let roots = Follower::start(config, &layout, scope, move |change| {
         sensors.set_scope(change.scope);
         sensors.set_pressure(change.pressure);
     })?;

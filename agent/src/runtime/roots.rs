@@ -33,7 +33,7 @@ const REST: u32 = 100;
 pub(super) struct Change {
     pub scope: Scope,
     pub pressure: Vec<(WorkloadId, PathBuf)>,
-    /// Containers that came, in words.
+    /// Containers that came or ended, in words.
     pub news: Vec<String>,
     /// Roots that went or came anew, in words.
     pub warnings: Vec<String>,
@@ -47,11 +47,12 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// Looks from now on, and tells `hear` what is there now and whatever changes. Where the whole host is watched
-    /// there is nothing to follow.
+    /// Looks from now on, and tells `hear` what is there now and whatever changes; the sensors were started with
+    /// `loaded`. Where the whole host is watched there is nothing to follow.
     pub(super) fn start(
         config: &Config,
         layout: &Layout,
+        loaded: Scope,
         mut hear: impl FnMut(Change) + Send + 'static,
     ) -> Result<Self> {
         let Some(mut roots) = Roots::new(config, layout) else {
@@ -62,7 +63,7 @@ impl Follower {
         };
         let (stop, stopped) = channel::<()>();
         let thread = named("roots", move || {
-            hear(roots.begin());
+            hear(roots.begin(&loaded));
             while stopped.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
                 if let Some(change) = roots.look() {
                     hear(change);
@@ -118,11 +119,21 @@ impl Roots {
         })
     }
 
-    /// The first look: a root may have come anew since the sensors were started.
-    fn begin(&mut self) -> Change {
+    /// The first look: a root may have gone, or come anew, since the sensors were started with `loaded`.
+    fn begin(&mut self, loaded: &Scope) -> Change {
         self.known = self.ids();
         self.containers = self.tree.walk(&self.layout, &self.prefixes);
-        self.change()
+        let was = |id| matches!(loaded, Scope::CgroupsAnd(ids, _) if ids.contains(&id));
+        let roots = self.roots.iter().zip(&self.known);
+        let warnings = roots.filter(|(_, now)| !now.is_some_and(was));
+        let warnings = warnings.map(|(root, now)| moved(root, *now)).collect();
+        let containers = self.containers.iter();
+        let news = containers.map(|(id, cgroup)| came(*id, cgroup)).collect();
+        Change {
+            news,
+            warnings,
+            ..self.change()
+        }
     }
 
     /// What changed since the last look.
@@ -139,22 +150,20 @@ impl Roots {
         let (mut news, mut warnings) = (Vec::new(), Vec::new());
         for (id, cgroup) in &containers {
             if !self.containers.contains_key(id) {
+                news.push(came(*id, cgroup));
+            }
+        }
+        for (id, cgroup) in &self.containers {
+            if !containers.contains_key(id) {
                 news.push(format!(
-                    "the container's cgroup {cgroup} is watched, as workload {}",
+                    "the container's cgroup {cgroup}, workload {}, is gone",
                     id.0
                 ));
             }
         }
         for ((root, before), after) in self.roots.iter().zip(&self.known).zip(&known) {
-            match (before, after) {
-                (before, after) if before == after => {}
-                (_, None) => warnings.push(format!(
-                    "the watched cgroup {root} is gone; it is watched again when it comes back"
-                )),
-                (_, Some(id)) => warnings.push(format!(
-                    "the watched cgroup {root} is there anew, as workload {}",
-                    id.0
-                )),
+            if before != after {
+                warnings.push(moved(root, *after));
             }
         }
         (self.known, self.containers) = (known, containers);
@@ -183,6 +192,25 @@ impl Roots {
             news: Vec::new(),
             warnings: Vec::new(),
         }
+    }
+}
+
+fn came(id: WorkloadId, cgroup: &str) -> String {
+    format!(
+        "the container's cgroup {cgroup} is watched, as workload {}",
+        id.0
+    )
+}
+
+fn moved(root: &str, now: Option<WorkloadId>) -> String {
+    match now {
+        None => {
+            format!("the watched cgroup {root} is gone; it is watched again when it comes back")
+        }
+        Some(id) => format!(
+            "the watched cgroup {root} is there anew, as workload {}",
+            id.0
+        ),
     }
 }
 
@@ -274,6 +302,12 @@ mod tests {
         }
     }
 
+    /// The first look, where nothing happened since the sensors were started.
+    fn begin(roots: &mut Roots) -> Change {
+        let ids = roots.ids().into_iter().flatten().collect();
+        roots.begin(&Scope::CgroupsAnd(ids, WatchedProcesses::default()))
+    }
+
     /// A look after the tree has had its rest.
     fn look(roots: &mut Roots) -> Option<Change> {
         let rested = roots.tree.rested.unwrap();
@@ -295,7 +329,9 @@ mod tests {
         fs::create_dir_all(&pod).unwrap();
         fs::create_dir(tree.path().join("ai")).unwrap();
         let mut roots = roots(tree.path(), &["/ai"]);
-        assert_eq!(cgroups(&roots.begin()), 1);
+        let first = begin(&mut roots);
+        assert_eq!(cgroups(&first), 1);
+        assert!(first.news.is_empty() && first.warnings.is_empty());
         assert!(look(&mut roots).is_none());
 
         let container = pod.join(ID);
@@ -313,7 +349,37 @@ mod tests {
         let change = look(&mut roots).unwrap();
         assert_eq!(cgroups(&change), 0);
         assert!(change.warnings[0].contains("is gone"), "{change:?}");
+        assert!(change.news[0].contains(ID), "{change:?}");
+        assert!(change.news[0].ends_with("is gone"), "{change:?}");
         assert!(look(&mut roots).is_none());
+    }
+
+    #[test]
+    fn what_came_or_went_before_the_first_look_is_told_there() {
+        let tree = tempfile::tempdir().unwrap();
+        for cgroup in ["stays", "goes", "again", ID] {
+            fs::create_dir(tree.path().join(cgroup)).unwrap();
+        }
+        let mut roots = roots(tree.path(), &["/stays", "/goes", "/again"]);
+        let loaded = roots.ids().into_iter().flatten().collect();
+        let loaded = Scope::CgroupsAnd(loaded, WatchedProcesses::default());
+        fs::remove_dir(tree.path().join("goes")).unwrap();
+        // Made before the old one goes: another inode for sure.
+        fs::create_dir(tree.path().join("new")).unwrap();
+        fs::rename(tree.path().join("new"), tree.path().join("again")).unwrap();
+        let change = roots.begin(&loaded);
+        assert_eq!(cgroups(&change), 3);
+        let [goes, again] = &change.warnings[..] else {
+            panic!("{change:?}")
+        };
+        assert!(goes.contains("/goes is gone"), "{goes}");
+        assert!(again.contains("/again is there anew"), "{again}");
+        assert!(change.news[0].contains("is watched"), "{change:?}");
+        assert!(look(&mut roots).is_none(), "told once");
+
+        fs::create_dir(tree.path().join("goes")).unwrap();
+        let change = look(&mut roots).unwrap();
+        assert!(change.warnings[0].contains("/goes is there anew"));
     }
 
     #[test]
@@ -321,7 +387,7 @@ mod tests {
         let tree = tempfile::tempdir().unwrap();
         fs::create_dir(tree.path().join("lxc")).unwrap();
         let mut roots = roots(tree.path(), &[]);
-        roots.begin();
+        begin(&mut roots);
         let walked = roots.tree.walked;
         look(&mut roots);
         assert_eq!(roots.tree.walked, walked, "nothing came");

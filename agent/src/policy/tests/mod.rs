@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod compiler;
 mod guest;
 mod guests_dir;
 mod hostile;
