@@ -3,8 +3,8 @@
 //! These calls are frequent and few of them are of interest. Only their return is watched, where
 //! the kernel still has the descriptor among the caller's registers; nothing is kept from entry to
 //! return. What a descriptor is gets remembered by its number: one that is a model file's is compared
-//! with the file each time, and one that is none is looked at again once a model file was opened by
-//! anybody, or after [`LOOK_AGAIN`] reads, for a number that changed hands without an open (`dup2`).
+//! with the file each time, and one that is none is looked at again once its process opened a
+//! model file, or after [`LOOK_AGAIN`] reads, for a number that changed hands without an open (`dup2`).
 
 use crate::{
     emit::add,
@@ -31,9 +31,13 @@ const LOOK_AGAIN: u32 = 64;
 #[map]
 static READ_FDS: LruHashMap<ReadFdKey, ReadFd> = LruHashMap::with_max_entries(16_384, 0);
 
-/// Opens of model files so far, of all processes.
+/// Slots of [`MODEL_OPENS`].
+const OPENERS: u32 = 1024;
+
+/// Opens of model files so far, by process id modulo [`OPENERS`]: who opens them all day long makes few
+/// others look again.
 #[map]
-static MODEL_OPENS: Array<u64> = Array::with_max_entries(1, 0);
+static MODEL_OPENS: Array<u64> = Array::with_max_entries(OPENERS, 0);
 
 /// Offsets for this family.
 #[unsafe(no_mangle)]
@@ -70,17 +74,18 @@ at_return_of!(
     model_preadv2: "`sys_exit_preadv2`"
 );
 
-/// A model file is about to get a number, which may have been another file's.
+/// A model file is about to get a number of the running process's, which may have been another file's.
 #[inline(always)]
 pub fn model_opened() {
-    if let Some(opens) = MODEL_OPENS.get_ptr_mut(0) {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if let Some(opens) = MODEL_OPENS.get_ptr_mut(pid % OPENERS) {
         add(opens, 1);
     }
 }
 
 #[inline(always)]
-fn opens() -> u64 {
-    match MODEL_OPENS.get_ptr(0) {
+fn opens(pid: u32) -> u64 {
+    match MODEL_OPENS.get_ptr(pid % OPENERS) {
         // SAFETY: an aligned word of a map value.
         Some(opens) => unsafe { core::ptr::read_volatile(opens) },
         None => 0,
@@ -113,7 +118,7 @@ fn read(ctx: &TracePointContext) -> Option<()> {
         // SAFETY: an aligned word of a map value; a count lost to another thread's is made
         // up for by the next.
         let (left, then) = unsafe { ((*known).left, (*known).opens) };
-        if left > 0 && then == opens() {
+        if left > 0 && then == opens(pid) {
             // SAFETY: as above.
             unsafe { (*known).left = left - 1 };
             return None;
@@ -121,6 +126,8 @@ fn read(ctx: &TracePointContext) -> Option<()> {
     }
     let config = config()?;
     let task = Task::current();
+    // Before the file is found: what is opened meanwhile makes void what is remembered of it.
+    let opens = opens(pid);
     let file = File::of(task, fd)?;
     let now = file.inode()?.key()?;
     let is_the_same = known.is_some_and(|known| {
@@ -130,7 +137,7 @@ fn read(ctx: &TracePointContext) -> Option<()> {
         known.inode == now.inode && known.device == now.device
     });
     if !is_the_same {
-        look(config, key, file)?;
+        look(config, key, file, opens)?;
     }
     let who = watched(config, task)?;
     let counters: &mut ReadCounters = slot_within(
@@ -153,9 +160,7 @@ fn read(ctx: &TracePointContext) -> Option<()> {
 
 /// Finds out whether a descriptor is a model file's, and remembers it; `None` if it is not.
 #[inline(always)]
-fn look(config: &Config, key: ReadFdKey, file: File) -> Option<()> {
-    // Before looking: what is opened meanwhile makes this void.
-    let opens = opens();
+fn look(config: &Config, key: ReadFdKey, file: File, opens: u64) -> Option<()> {
     let found = model_file(config, file, key.fd);
     let entry = match &found {
         Some(model) => ReadFd {

@@ -213,9 +213,13 @@ fn calls_that_wait_by_design_stay_quiet() {
         TestCgroup::new("waits-1").unwrap(),
     );
     let agent = agent(&[&many, &one], &device, "");
-    // Every call waits for 40 ms and holds nothing. But of the five that are under way at a time, four are of one
+    // Every call waits for 160 ms and holds nothing. But of the five that are under way at a time, four are of one
     // workload: to a queue of one server it is the one that is served, and the other waits for it.
-    let waiter = |threads| ["waiter", "--threads", threads, "--device", path];
+    // So long that a busy machine's own delays are a small part of it.
+    let waiter = |threads| {
+        let calls = ["--threads", threads, "--wait-ms", "160"];
+        [&["waiter", "--device", path][..], &calls].concat()
+    };
     let _waiters = [start(&many, &waiter("4")), start(&one, &waiter("1"))];
     std::thread::sleep(CALM);
     let calls = agent.call(&["top", "--once", "--json", "--interval", "1"]);

@@ -41,8 +41,16 @@ impl Segment {
     }
 }
 
-/// The segments of `dir`, oldest first.
+/// The segments of `dir`, oldest first. While a log is written, a folder may be read so that a new segment is in
+/// it and the one before is not: so it is read twice, and what came after the first time is left out.
 pub(crate) fn list(dir: &Path) -> Result<Vec<Segment>, AuditError> {
+    let newest = read_folder(dir)?.last().map(|segment| segment.first);
+    let mut segments = read_folder(dir)?;
+    segments.retain(|segment| Some(segment.first) <= newest);
+    Ok(segments)
+}
+
+fn read_folder(dir: &Path) -> Result<Vec<Segment>, AuditError> {
     let entries = fs::read_dir(dir).map_err(|e| {
         if e.kind() == std::io::ErrorKind::NotFound {
             AuditError::NoLog {

@@ -72,7 +72,8 @@ pub(super) fn all(ebpf: &mut Ebpf) -> Result<Vec<Box<dyn Collect>>, SensorError>
         family(
             ebpf,
             "COUNTERS",
-            &[K::SampleSched, K::SampleMaps, K::SampleCpu],
+            // Without a sample of its own: whoever has a histogram of waits has counters, too.
+            &[K::SampleSched, K::SampleMaps, K::SampleCpu, K::SampleRunq],
             counters,
         )?,
         family(ebpf, "GPU_COUNTERS", &[K::SampleGpu], gpu)?,

@@ -39,10 +39,6 @@ use std::{
     time::Duration,
 };
 
-/// How often the kernel's numbers about each program are read, nanoseconds: a skipped run is told
-/// that much later at most.
-const RUNS_EVERY_NS: u64 = 1_000_000_000;
-
 /// Where the sensors deliver to. Called on the sensor thread: it must not block.
 pub trait Sink {
     /// Records, oldest first.
@@ -185,8 +181,6 @@ struct Turn<'a> {
     tell_absent: bool,
     /// The ring was not empty since the last sleep.
     read_some: bool,
-    /// When to read what the kernel counts about the programs.
-    look_at_runs: u64,
     windows: Windows,
     losses: Losses,
     stats: SensorStats,
@@ -203,7 +197,6 @@ impl Sensors {
             absent: 0,
             tell_absent: true,
             read_some: false,
-            look_at_runs: 0,
             windows: Windows::new(std::mem::take(&mut self.families)),
             losses: Losses::new(possible_cpus()?),
             stats: SensorStats::default(),
@@ -362,13 +355,8 @@ impl Sensors {
         } else {
             self.pressure.collect(now_ns, &mut records);
         }
-        // Read through a file per program: not in every window.
-        let runs = if self.shared.stop.load(Ordering::Acquire) || now_ns >= turn.look_at_runs {
-            turn.look_at_runs = now_ns + RUNS_EVERY_NS;
-            self.hooks.runs(&self.ebpf)
-        } else {
-            std::mem::take(&mut turn.stats.programs)
-        };
+        // With the window that a skipped run is missing from: nothing may be decided on it before that is known.
+        let runs = self.hooks.runs(&self.ebpf);
         turn.losses
             .collect(&self.maps.losses, &runs, now_ns, &mut records);
         records.extend(self.tell_absent(turn, now_ns));

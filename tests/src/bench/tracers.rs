@@ -184,7 +184,7 @@ impl Tracer {
 }
 
 /// The system calls that the default policies look at.
-const SYSCALLS: &str = "ioctl,mmap,open,openat,openat2,execve,clone,clone3,exit_group";
+const SYSCALLS: &str = "ioctl,mmap,open,openat,openat2,read,pread64,readv,preadv,preadv2,execve,clone,clone3,exit_group";
 /// The tracepoints of all signals.
 const EVENTS: &[&str] = &[
     "raw_syscalls:sys_enter",

@@ -283,7 +283,7 @@ fn a_driver_that_is_loaded_later_is_watched_by_its_name() {
     let cgroup = TestCgroup::new("later").expect("cgroup");
     let config = format!(
         "[watch]\ncgroups = [{:?}]\n[[devices]]\nname = \"nvidia\"\nslow = \"10ms\"\n\
-         [policies.react]\npath = {:?}\nmode = \"observe\"\npower = \"signal\"\n\
+         [limits]\npolicy-deadline = \"10s\"\n[policies.react]\npath = {:?}\nmode = \"observe\"\npower = \"signal\"\n\
          settings = {{ action = \"quota\" }}\n",
         cgroup.path(),
         policy("guests/react"),
