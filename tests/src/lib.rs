@@ -52,7 +52,7 @@ fn why_not_live() -> Option<String> {
         );
         return Some("built without the eBPF object (run ./x test)".into());
     }
-    let capabilities = sensors::capabilities(None, false);
+    let capabilities = sensors::capabilities(None, false, &[]);
     let refused = capabilities
         .ring_buffer
         .err()

@@ -13,7 +13,7 @@ mod support;
 mod xid;
 
 use palisade::identity::layout::{Flavour, Layout};
-use palisade::sensors::Sensors;
+use palisade::sensors::{SensorOptions, Sensors, Way};
 use palisade_abi::Kind;
 use std::fs;
 use std::path::Path;
@@ -127,6 +127,38 @@ fn every_hook_attaches_on_a_stock_kernel() {
         absent.map(|hook| hook.name.as_str()).collect::<Vec<_>>(),
         [""; 0]
     );
+}
+
+/// What a stock kernel attaches of these hooks, with some ways left out: the best that remains.
+#[test]
+fn the_best_way_of_each_hook_is_taken_on_a_stock_kernel() {
+    let name = "the_best_way_of_each_hook_is_taken_on_a_stock_kernel";
+    let Some(object) = object_in_guest(name) else {
+        return;
+    };
+    let hooks = ["driver call", "map", "unmap", "model open"];
+    let (fexit, tracepoint, lsm) = (Way::Fexit, Way::Tracepoint, Way::Lsm);
+    for (avoid, expected) in [
+        (vec![], [fexit; 4]),
+        (vec![fexit], [tracepoint, tracepoint, tracepoint, lsm]),
+        (vec![fexit, lsm], [tracepoint; 4]),
+    ] {
+        let inside = Cgroup::new();
+        let options = SensorOptions {
+            avoid,
+            ..options(&[&inside], Kind::ALL)
+        };
+        let report = Sensors::load(object, options).expect("sensors").report();
+        for (hook, way) in hooks.into_iter().zip(expected) {
+            let hook = report.hooks.iter().find(|it| it.name == hook);
+            let place = hook.and_then(|hook| hook.attached.as_deref());
+            let way = format!("{}:", way.name());
+            assert!(
+                place.is_some_and(|place| place.starts_with(&way)),
+                "{way} {hook:?}"
+            );
+        }
+    }
 }
 
 #[test]

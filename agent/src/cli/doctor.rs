@@ -120,7 +120,9 @@ fn look(paths: &Paths) -> (Vec<Check>, Vec<SignalReport>) {
         .as_ref()
         .is_ok_and(|layout| layout.flavour == Flavour::V2);
     let object = crate::ebpf_object::embedded();
-    let found = capabilities(object, cgroup_v2);
+    // As the agent would be run; a faulty file is told below.
+    let avoid = Config::load(&paths.config).map_or_else(|_| Vec::new(), |it| it.sensors.avoid);
+    let found = capabilities(object, cgroup_v2, &avoid);
     let signals = match &found.trial {
         Some(Ok(report)) => report.signals(),
         _ => Vec::new(),

@@ -1,7 +1,9 @@
 //! What this kernel and this process allow, for `palisade doctor`. A trial attaches every hook
 //! with nobody watched and detaches it again; nothing else is changed.
 
-use super::{AttachReport, Scope, SensorOptions, Sensors, load::BTF_PATH, tracefs};
+use super::{
+    AttachReport, Preemption, Scope, SensorOptions, Sensors, Way, load::BTF_PATH, tracefs,
+};
 use aya::{
     maps::MapType,
     programs::ProgramType,
@@ -24,6 +26,8 @@ pub struct Capabilities {
     pub machine: String,
     /// Programs may be loaded: root, or `CAP_BPF` and `CAP_PERFMON`.
     pub privileged: bool,
+    /// Whether the kernel preempts tasks inside of programs.
+    pub preemption: Preemption,
     /// The kernel has type information.
     pub btf: bool,
     /// Where tracefs is mounted; `None`: nowhere (the agent would mount it).
@@ -43,8 +47,8 @@ pub struct Capabilities {
 }
 
 /// Looks at the kernel and at this process. With an eBPF object it also tries every hook; see
-/// [`SensorOptions::cgroup_v2`].
-pub fn capabilities(object: Option<&[u8]>, cgroup_v2: bool) -> Capabilities {
+/// [`SensorOptions::cgroup_v2`] and [`SensorOptions::avoid`].
+pub fn capabilities(object: Option<&[u8]>, cgroup_v2: bool, avoid: &[Way]) -> Capabilities {
     let uname = nix::sys::utsname::uname().ok();
     let word = |text: Option<&std::ffi::OsStr>| {
         text.map_or_else(String::new, |text| text.to_string_lossy().into_owned())
@@ -54,6 +58,7 @@ pub fn capabilities(object: Option<&[u8]>, cgroup_v2: bool) -> Capabilities {
         kernel: word(uname.as_ref().map(nix::sys::utsname::UtsName::release)),
         machine: word(uname.as_ref().map(nix::sys::utsname::UtsName::machine)),
         privileged: may_load(),
+        preemption: Preemption::detect(),
         btf: Path::new(BTF_PATH).exists(),
         syscall_tracepoints: tracefs
             .as_ref()
@@ -67,7 +72,7 @@ pub fn capabilities(object: Option<&[u8]>, cgroup_v2: bool) -> Capabilities {
         ),
         trial: object
             .filter(|_| may_load())
-            .map(|object| trial(object, cgroup_v2)),
+            .map(|object| trial(object, cgroup_v2, avoid)),
         unprivileged_bpf_disabled: fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled")
             .ok()
             .and_then(|text| text.trim().parse().ok()),
@@ -77,7 +82,7 @@ pub fn capabilities(object: Option<&[u8]>, cgroup_v2: bool) -> Capabilities {
     }
 }
 
-fn trial(object: &[u8], cgroup_v2: bool) -> Result<AttachReport, String> {
+fn trial(object: &[u8], cgroup_v2: bool, avoid: &[Way]) -> Result<AttachReport, String> {
     let options = SensorOptions {
         scope: Scope::Cgroups(Vec::new()),
         devices: Vec::new(),
@@ -90,7 +95,7 @@ fn trial(object: &[u8], cgroup_v2: bool) -> Result<AttachReport, String> {
         cgroup_v2,
         nodes: None,
         pressure: Vec::new(),
-        avoid: Vec::new(),
+        avoid: avoid.to_vec(),
         cuda_library: None,
     };
     // Dropping the sensors detaches everything.
@@ -141,7 +146,7 @@ mod tests {
 
     #[test]
     fn looking_never_fails() {
-        let found = capabilities(None, false);
+        let found = capabilities(None, false, &[]);
         assert!(!found.kernel.is_empty());
         assert!(serde_json::to_string(&found).is_ok());
     }

@@ -31,6 +31,7 @@ mod path;
 mod pids;
 mod places;
 mod pod;
+mod preemption;
 mod pressure;
 mod program_info;
 mod quotas;
@@ -50,6 +51,7 @@ pub use ladder::{Brief, SignalHook, SignalReport, kind_names};
 pub use load::Sensors;
 pub use offsets::Group;
 pub use pids::{MAX_EXECUTABLE_PATH, MAX_EXECUTABLES};
+pub use preemption::Preemption;
 pub use run::{SensorHandle, SensorStats, Sink};
 pub use tracefs::TracefsError;
 

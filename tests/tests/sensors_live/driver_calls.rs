@@ -4,12 +4,10 @@
 
 use crate::{cpu::tell_costs, support::*};
 use palisade::sensors::{Scope, SensorOptions, Sensors, WatchedDevice, Way};
-use palisade_abi::{GpuCall, Kind, MAX_RESIDENT, MapCall, SampleGpu, SampleMaps, kind};
+use palisade_abi::{GpuCall, Kind, MapCall, SampleGpu, SampleMaps, kind};
 use palisade_core::WorkloadId;
 use std::{
     ptr,
-    sync::{Barrier, atomic::AtomicI32, atomic::Ordering},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -181,7 +179,7 @@ fn a_storm_of_driver_calls_is_counted_to_the_last_one() {
         let handle = watch.handle.clone();
         let seen = watch.stop();
         tell_costs(&handle);
-        seen.assert_none_lost_but_skipped();
+        seen.assert_none_lost_but_skipped(kinds);
         let samples = seen.of(kind::SAMPLE_GPU).filter(|it| it.header.pid == pid);
         let samples = samples.filter_map(palisade_abi::Record::get::<SampleGpu>);
         assert_eq!(samples.map(|sample| sample.calls).sum::<u32>(), CALLS);
@@ -263,6 +261,8 @@ fn every_way_of_watching_calls_and_maps_finds_the_same() {
         });
         if let Some(hook) = other {
             assert_eq!(way, Way::Fexit, "there is always the tracepoint: {hook:?}");
+            // A stock kernel takes both.
+            assert!(std::env::var_os("PALISADE_VM").is_none(), "{hook:?}");
             eprintln!(
                 "SKIPPED a part of {NAME}: no {}: {:?}",
                 way.name(),
@@ -307,53 +307,4 @@ fn every_way_of_watching_calls_and_maps_finds_the_same() {
         let sum = |field: fn(&SampleMaps) -> u32| samples.iter().map(field).sum::<u32>() as usize;
         assert_eq!((sum(|it| it.maps), sum(|it| it.unmaps)), (TIMES, TIMES));
     }
-}
-
-#[test]
-fn more_callers_than_have_a_place_of_their_own_are_counted_all_the_same() {
-    const NAME: &str = "more_callers_than_have_a_place_of_their_own_are_counted_all_the_same";
-    const CALLERS: usize = MAX_RESIDENT as usize + 200;
-    const NO_THREADS: i32 = 77;
-    let Some(object) = object(NAME) else {
-        return;
-    };
-    let inside = Cgroup::new();
-    let child = Child::new(|| {
-        let (device, all) = (ptmx(), Barrier::new(CALLERS));
-        let failed = AtomicI32::new(0);
-        // Every thread is there until all have called; two calls each.
-        thread::scope(|scope| {
-            for _ in 0..CALLERS {
-                let call = || {
-                    let code = ask_window_size(&device);
-                    all.wait();
-                    failed.fetch_or(code | ask_window_size(&device), Ordering::Relaxed);
-                };
-                let thread = thread::Builder::new().stack_size(1 << 15);
-                if thread.spawn_scoped(scope, call).is_err() {
-                    // Those that wait would do so for ever.
-                    // SAFETY: as at a child's end: nothing of the test's is to run.
-                    unsafe { nix::libc::_exit(NO_THREADS) };
-                }
-            }
-        });
-        failed.into_inner()
-    });
-    inside.take(child.pid);
-    let watch = Watch::new(object, options(&[&inside], &[Kind::SampleGpu]));
-    child.start();
-    let code = child.finish();
-    if code == NO_THREADS {
-        eprintln!("SKIPPED {NAME}: {CALLERS} threads are too many here");
-        return;
-    }
-    assert_eq!(code, 0);
-    assert!(!watch.view.in_call(WorkloadId(inside.id())));
-    let seen = watch.stop();
-    seen.assert_none_lost_but_skipped();
-    let samples: Vec<SampleGpu> = seen.bodies(kind::SAMPLE_GPU);
-    assert_eq!(
-        samples.iter().map(|it| it.calls as usize).sum::<usize>(),
-        2 * CALLERS
-    );
 }

@@ -154,7 +154,7 @@ fn an_open_is_told_once_at_each_place_where_it_can_be_seen() {
         let seen = watch.stop();
         crate::cpu::tell_costs(&handle);
         assert_eq!((child.finish(), stranger.finish()), (0, 0));
-        let skipped = seen.assert_none_lost_but_skipped();
+        let skipped = seen.assert_none_lost_but_skipped(&[Kind::ModelOpen]);
         seen.assert_from(pid, workload);
         let opens = |path: &Path, direct: bool| {
             let meta = fs::metadata(path).expect("file");
@@ -174,7 +174,8 @@ fn an_open_is_told_once_at_each_place_where_it_can_be_seen() {
             assert_eq!(found, made, "{way:?}");
         }
         let (found, made): (usize, usize) = (found.iter().sum(), made.iter().sum());
-        assert!(found + skipped as usize >= made, "{way:?}: {found}");
+        let least = made.saturating_sub(skipped as usize);
+        assert!((least..=made).contains(&found), "{way:?}: {found}");
         assert_eq!(seen.count(kind::MODEL_OPEN), found, "{way:?}");
         // The descriptor is known where the system call's return is looked at.
         let knows = way == Way::Tracepoint;
@@ -232,12 +233,14 @@ fn an_open_through_io_uring_is_told_below_the_system_calls() {
         let (pid, workload) = (child.pid, inside.id());
         assert_eq!(child.run(), 0);
         let seen = watch.stop();
-        let skipped = seen.assert_none_lost_but_skipped();
+        let skipped = seen.assert_none_lost_but_skipped(&[Kind::ModelOpen]);
         seen.assert_from(pid, workload);
-        let found = seen.count(kind::MODEL_OPEN) + skipped as usize;
+        let found = seen.count(kind::MODEL_OPEN);
         // The blind spot of the system calls' tracepoints, as documented.
         let made = if way == Way::Tracepoint { 0 } else { 2 * TIMES };
-        assert_eq!(found, made, "{way:?}");
+        // What was skipped need not have been the child's.
+        let least = made.saturating_sub(skipped as usize);
+        assert!((least..=made).contains(&found), "{way:?}: {found}");
     }
 }
 

@@ -9,8 +9,8 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use palisade::sensors::{SensorOptions, WatchedDevice};
 use palisade_abi::{
-    ENCODED_COMMAND_BITS, GpuCall, Kind, LOSS_COUNTER_MAP, LOSS_HOOK_SKIPPED, Lost, Record,
-    SampleGpu, SampleGpuCommand, kind,
+    ENCODED_COMMAND_BITS, GpuCall, Kind, LOSS_COUNTER_MAP, Lost, Record, SampleGpu,
+    SampleGpuCommand, kind,
 };
 use palisade_tests::{Agent, TestCgroup, Ward, binaries, policy};
 use std::collections::BTreeSet;
@@ -25,6 +25,8 @@ const RM_FREE: u8 = 0x29;
 const RM_CONTROL: u8 = 0x2A;
 const RM_ALLOC: u8 = 0x2B;
 
+/// Kinds of the calls themselves.
+const KINDS: &[Kind] = &[Kind::GpuEnter, Kind::GpuExit, Kind::SampleGpu];
 const SLOW: Duration = Duration::from_millis(30);
 /// What the fake driver answers to `RM_FREE`.
 const REFUSAL: i32 = nix::libc::EIO;
@@ -110,7 +112,7 @@ fn call(device: &OwnedFd, command: u32) -> i32 {
 fn watched(inside: &Cgroup, slow: Duration) -> SensorOptions {
     SensorOptions {
         devices: vec![WatchedDevice { slow, ..NVIDIA }],
-        ..options(&[inside], &[Kind::GpuEnter, Kind::GpuExit, Kind::SampleGpu])
+        ..options(&[inside], KINDS)
     }
 }
 
@@ -148,7 +150,7 @@ fn calls_on_a_real_device_are_found_with_number_command_and_errno() {
     let seen = watch.stop();
     assert_eq!(child.finish(), 0);
 
-    let skipped = seen.assert_none_lost_but_skipped();
+    let skipped = seen.assert_none_lost_but_skipped(KINDS);
     seen.assert_from(pid, inside.id());
     let made: Vec<(u32, i32)> = seen
         .of(kind::GPU_EXIT)
@@ -202,7 +204,7 @@ fn slow_calls_of_a_real_device_pass_the_threshold() {
     let watch = Watch::new(object, watched(&inside, SLOW));
     assert_eq!(child.run(), 0);
     let seen = watch.stop();
-    let skipped = seen.assert_none_lost_but_skipped();
+    let skipped = seen.assert_none_lost_but_skipped(KINDS);
     // An emulated machine may be slow at any call: those that the driver itself slept in are the ones
     // that must be there.
     let calls: Vec<GpuCall> = seen.bodies(kind::GPU_EXIT);
@@ -249,7 +251,7 @@ fn of_a_real_devices_users_the_one_that_holds_it_is_told() {
         child.wait_done();
     }
     let seen = watch.stop();
-    seen.assert_none_lost_but_skipped();
+    seen.assert_none_lost_but_skipped(KINDS);
     let held = |child: &Child| {
         let of_child = |r: &&Record| r.header.pid == child.pid.as_raw() as u32;
         let calls = seen.of(kind::GPU_EXIT).filter(of_child);
@@ -339,7 +341,7 @@ fn made_up_commands_are_one_by_number_and_cost_whoever_makes_them_up() {
     let seen = watch.stop();
     assert_eq!((hog.finish(), other.finish()), (0, 0));
 
-    let skipped = u32::try_from(seen.lost(LOSS_HOOK_SKIPPED)).expect("a few");
+    let skipped = u32::try_from(seen.skipped(&[Kind::SampleGpuCommand])).expect("a few");
     let of = |workload: u64| {
         let records = seen.of(kind::SAMPLE_GPU_COMMAND);
         let records = records.filter(move |it| it.header.workload == workload);

@@ -1,7 +1,7 @@
 //! Whether the kernel lets the agent see.
 
 use super::Check;
-use crate::sensors::{AttachReport, Capabilities, HookReport};
+use crate::sensors::{AttachReport, Capabilities, HookReport, Preemption, Way};
 use palisade_abi::Kind;
 
 /// Name of the check for the embedded object, which has an exit code of its own.
@@ -11,6 +11,8 @@ pub(super) const OBJECT: &str = "eBPF programs";
 const TESTED: (u32, u32) = (6, 1);
 /// Oldest kernel that should work.
 const OLDEST: (u32, u32) = (5, 15);
+/// From here on programs at tracepoints may be preempted.
+const TRACEPOINTS_PREEMPTED: (u32, u32) = (7, 0);
 const DISTRIBUTION_KERNEL: &str = "boot a stock kernel of Debian 12, Ubuntu 22.04 or later";
 
 /// One check a capability.
@@ -46,7 +48,10 @@ pub(super) fn checks(found: &Capabilities, object_bytes: Option<usize>) -> Vec<C
     checks.push(tracefs(found));
     checks.extend(lockdown(found));
     match &found.trial {
-        Some(Ok(report)) => checks.extend(hooks(report)),
+        Some(Ok(report)) => {
+            checks.push(preemption(found, report));
+            checks.extend(hooks(report));
+        }
         Some(Err(error)) => checks.push(Check::missing(
             "hooks",
             error.clone(),
@@ -56,6 +61,40 @@ pub(super) fn checks(found: &Capabilities, object_bytes: Option<usize>) -> Vec<C
         None => {}
     }
     checks
+}
+
+/// Whether programs may be preempted, where that matters: at functions' entries and returns, and from Linux 7.0 on
+/// at tracepoints.
+fn preemption(found: &Capabilities, report: &AttachReport) -> Check {
+    let name = "preemption";
+    let places = report.hooks.iter().filter_map(|it| it.attached.as_deref());
+    let trampolines = || {
+        places
+            .clone()
+            .any(|place| place.starts_with(Way::Fexit.name()))
+    };
+    match found.preemption {
+        Preemption::None => Check::ok(name, "none inside the kernel: no program is skipped for it"),
+        Preemption::Full if version(&found.kernel) >= Some(TRACEPOINTS_PREEMPTED) => Check::warn(
+            name,
+            "the kernel may preempt programs, at tracepoints too, and skips those of others meanwhile",
+            "watch the losses by hook-skipped; avoid = [\"fexit\"] below [sensors] spares the opens of model files",
+        ),
+        Preemption::Full if trampolines() => Check::warn(
+            name,
+            "the kernel may preempt programs at functions' returns (fexit), and skips those of others meanwhile",
+            "where hook-skipped losses count, set avoid = [\"fexit\"] below [sensors]",
+        ),
+        Preemption::Unknown if trampolines() => Check::warn(
+            name,
+            "chosen at boot, and not to be read here",
+            "mount -t debugfs none /sys/kernel/debug, and look again",
+        ),
+        Preemption::Full | Preemption::Unknown => Check::ok(
+            name,
+            "no program is at a function's return (fexit), where it would matter",
+        ),
+    }
 }
 
 /// What each hook is attached to, and what policies go without where one is not.
@@ -76,12 +115,12 @@ fn hook(hook: &HookReport) -> Check {
             if above.is_empty() {
                 place.clone()
             } else {
-                format!("{place} ({} cannot be had)", above.join(", "))
+                format!("{place} (instead of {})", above.join(", "))
             },
         );
     }
     if hook.optional {
-        return Check::ok(name, "this kernel has none, and none is needed");
+        return Check::ok(name, "not on this host, and not every host has it");
     }
     let kinds: Vec<&str> = Kind::ALL
         .iter()
@@ -201,6 +240,7 @@ mod tests {
             kernel: "6.1.0-x".into(),
             machine: "x86_64".into(),
             privileged: true,
+            preemption: Preemption::None,
             btf: true,
             tracefs: Some("/sys/kernel/tracing".into()),
             syscall_tracepoints: Some(true),
@@ -233,6 +273,13 @@ mod tests {
         }
     }
 
+    fn with_fexit(found: &mut Capabilities, preemption: Preemption) {
+        found.preemption = preemption;
+        if let Some(Ok(report)) = &mut found.trial {
+            report.hooks[0].attached = Some("fexit:__x64_sys_mmap".into());
+        }
+    }
+
     #[test]
     fn every_lack_has_its_check_and_a_remedy() {
         type Row = (&'static str, fn(&mut Capabilities), Status);
@@ -241,6 +288,35 @@ mod tests {
             ("kernel", |c| c.kernel = "5.15.0".into(), Status::Warn),
             ("kernel", |c| c.kernel = "5.4.0-1".into(), Status::Missing),
             ("kernel", |c| c.kernel = "next".into(), Status::Warn),
+            ("preemption", |_| {}, Status::Ok),
+            (
+                "preemption",
+                |c| c.preemption = Preemption::Full,
+                Status::Ok,
+            ),
+            (
+                "preemption",
+                |c| with_fexit(c, Preemption::Full),
+                Status::Warn,
+            ),
+            (
+                "preemption",
+                |c| with_fexit(c, Preemption::Unknown),
+                Status::Warn,
+            ),
+            (
+                "preemption",
+                |c| with_fexit(c, Preemption::None),
+                Status::Ok,
+            ),
+            (
+                "preemption",
+                |c| {
+                    c.preemption = Preemption::Full;
+                    c.kernel = "7.2.1".into();
+                },
+                Status::Warn,
+            ),
             ("privileges", |c| c.privileged = false, Status::Missing),
             ("kernel types (BTF)", |c| c.btf = false, Status::Missing),
             (
