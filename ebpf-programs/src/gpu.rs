@@ -12,7 +12,9 @@ use crate::{
     kernel::{File, Task, syscall_word},
     pids,
     registers::Registers,
-    tables::{DEVICES, GPU_COUNTERS, IN_FLIGHT, LAST_RETURN, MAJORS, RESIDENTS, offset},
+    tables::{
+        DEVICES, GPU_COUNTERS, IN_FLIGHT, LAST_RETURN, MAJORS, MISSED_RETURNS, RESIDENTS, offset,
+    },
     typed::{Memory, Typed, watched, workload},
 };
 use aya_ebpf::{
@@ -100,6 +102,7 @@ fn enter(fd: u32, command: u32) -> Option<()> {
     }
     let config = config()?;
     identify(config, task, call)?;
+    call.tid = task.read(offset!(task_pid))?;
     call.fd = fd;
     call.command = command;
     let time_ns = now();
@@ -111,7 +114,7 @@ fn enter(fd: u32, command: u32) -> Option<()> {
             device,
             command,
         };
-        record(&caller(task, call)?, time_ns, kind::GPU_ENTER, 0, body);
+        record(&caller(call), time_ns, kind::GPU_ENTER, 0, body);
     }
     Some(())
 }
@@ -147,13 +150,13 @@ fn identify(config: &Config, task: Typed, call: &mut InFlight) -> Option<()> {
 
 /// The caller as [`identify`] found it.
 #[inline(always)]
-fn caller(task: Typed, call: &InFlight) -> Option<Who> {
-    Some(Who {
+fn caller(call: &InFlight) -> Who {
+    Who {
         workload: call.workload,
         start_ns: call.start_ns,
         pid: call.pid,
-        tid: task.read(offset!(task_pid))?,
-    })
+        tid: call.tid,
+    }
 }
 
 #[inline(always)]
@@ -175,14 +178,17 @@ fn make(task: Typed, key: u64) -> Option<*mut InFlight> {
     let residents = RESIDENTS.get_ptr_mut(0)?;
     // SAFETY: an aligned word of a map value, which others change with one instruction. Signed:
     // the agent sets it to 0 when it clears the map, and threads may end meanwhile.
-    let resident = (unsafe { core::ptr::read_volatile(residents) } as i64) < MAX_RESIDENT as i64;
+    let made = unsafe { core::ptr::read_volatile(residents) };
+    // SAFETY: as above; only the agent writes this one.
+    let swept = unsafe { core::ptr::read_volatile(RESIDENTS.get_ptr(1)?) };
+    let resident = (made.wrapping_sub(swept) as i64) < MAX_RESIDENT as i64;
     let call = InFlight {
         baseline_ns: u64::MAX,
         resident: resident as u32,
         ..InFlight::default()
     };
     if IN_FLIGHT.insert(key, call, BPF_NOEXIST).is_err() {
-        lost(workload(task)?, LOSS_STATE_MAP);
+        lost(watched(config()?, task)?.workload, LOSS_STATE_MAP);
         return None;
     }
     if resident {
@@ -209,10 +215,15 @@ pub fn forget(task: Task) {
 }
 
 /// Ends a call whose return was not seen: some later return of the thread would end it, with
-/// minutes of hold that never were.
+/// minutes of hold that never were. A watched caller's counts as a run that the kernel skipped:
+/// mostly it has counted that itself, but not where another tracer came to the function meanwhile.
 #[inline(always)]
 fn forget_call(call: &mut InFlight) {
-    lost(call.workload, LOSS_STATE_MAP);
+    if call.watched != 0
+        && let Some(missed) = MISSED_RETURNS.get_ptr_mut(0)
+    {
+        add(missed, 1);
+    }
     set_entered(call, 0);
 }
 
@@ -269,7 +280,7 @@ fn count(task: Typed, call: &mut InFlight, result: i64) -> Option<()> {
         return None;
     }
     let who = if call.generation == generation(config) {
-        caller(task, call)?
+        caller(call)
     } else {
         watched(config, task)?
     };

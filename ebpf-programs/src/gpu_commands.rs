@@ -5,7 +5,7 @@
 //! cost nobody anything.
 
 use crate::{
-    emit::{BPF_NOEXIST, add, lost},
+    emit::{BPF_NOEXIST, add},
     filter::Who,
     quotas::{Room, slot_within},
     tables::{GPU_COMMANDS, ON_DEMAND},
@@ -15,7 +15,7 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use palisade_abi::{
-    GpuCommandCounters, GpuCommandKey, InFlight, LOSS_COUNTER_MAP, LatencyHistogram,
+    GpuCommandCounters, GpuCommandKey, InFlight, LatencyHistogram,
     QUOTA_COMMANDS, QUOTA_LATENCIES, UNKNOWN_COMMAND, command_key, command_of, latency_bucket,
 };
 
@@ -35,7 +35,8 @@ static BASELINES_AT: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 static NO_LATENCIES: Array<LatencyHistogram> = Array::with_max_entries(1, 0);
 
-/// The command of a call that returned, by which it is counted; its latency joins the host's.
+/// The command of a call that returned, by which it is counted; its latency joins the host's. Without
+/// room for one more command, or beyond the process's quota, it has no name.
 #[inline(always)]
 pub fn learn(call: &InFlight, latency_ns: u64, errno: u16) -> u16 {
     let command = command_of(call.command, call.command_bits);
@@ -49,7 +50,7 @@ pub fn learn(call: &InFlight, latency_ns: u64, errno: u16) -> u16 {
         };
     }
     let Some(histogram) = known.or_else(|| make(call, key)) else {
-        lost(call.workload, LOSS_COUNTER_MAP);
+        // The call is counted all the same.
         return UNKNOWN_COMMAND;
     };
     // SAFETY: the bucket is below the number of buckets; the verifier sees it, too.

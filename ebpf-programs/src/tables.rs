@@ -48,9 +48,14 @@ pub static MAJORS: Array<u64> = Array::with_max_entries(MAX_MAJORS / 64, 0);
 #[map]
 pub static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(2 * MAX_RESIDENT, 0);
 
-/// The only entry: how many threads have an entry that stays between their calls.
+/// How many threads have an entry that stays between their calls: first what the programs counted, then
+/// how many of these the agent removed because their process was gone.
 #[map]
-pub static RESIDENTS: Array<u64> = Array::with_max_entries(1, 0);
+pub static RESIDENTS: Array<u64> = Array::with_max_entries(2, 0);
+
+/// The only entry: calls of watched threads whose return was not seen.
+#[map]
+pub static MISSED_RETURNS: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Per device class, the time of the last return of any process's call.
 #[map]

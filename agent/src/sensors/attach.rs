@@ -15,7 +15,7 @@ use super::{
     program_info,
     tracefs::TracefsError,
 };
-use aya::{Ebpf, programs::ProgramError};
+use aya::{Ebpf, maps::Array, programs::ProgramError};
 use serde::Serialize;
 use std::{io, path::PathBuf};
 
@@ -257,8 +257,23 @@ impl Hooks {
                     ..sum
                 })
             })
+            .map(|sum| ProgramRuns {
+                skipped: sum.skipped + missed_returns(ebpf, sum.kinds),
+                ..sum
+            })
             .collect()
     }
+}
+
+/// Returns of driver calls that the programs for just these kinds were not shown, as they found out. Most
+/// it has counted as skipped runs, too: these are told twice, which is the careful side.
+fn missed_returns(ebpf: &Ebpf, kinds: u64) -> u64 {
+    if kinds != hooks::GPU {
+        return 0;
+    }
+    let map = ebpf.map("MISSED_RETURNS");
+    let missed = map.and_then(|map| Array::<_, u64>::try_from(map).ok());
+    missed.map_or(0, |missed| missed.get(&0, 0).unwrap_or(0))
 }
 
 /// Whether a rung is left out: its way is unwanted, and the hook has another one.

@@ -154,9 +154,11 @@ impl Sensors {
         fill(&mut ebpf, &mut maps, &options)?;
         let under_way = UnderWay::new(&mut ebpf)?;
         let view = InFlightView::new(&under_way.in_flight)?;
+        let mut families = families::all(&mut ebpf)?;
+        families.push(Box::new(under_way.sweeper()?));
         let mut sensors = Sensors {
             ring: take(&mut ebpf, "EVENTS")?,
-            families: families::all(&mut ebpf)?,
+            families,
             pids: Pids::new(&mut ebpf, &options.devices)?,
             hooks: Hooks::new(places, missing, options.avoid, options.cuda_library),
             ebpf,

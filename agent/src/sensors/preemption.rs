@@ -51,7 +51,7 @@ impl Preemption {
             let words = parameters.split_whitespace();
             words
                 .filter_map(|word| word.strip_prefix("preempt="))
-                .last()
+                .next_back()
         };
         let by_default = || {
             config.lines().find_map(|line| match line {

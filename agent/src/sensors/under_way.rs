@@ -4,13 +4,14 @@
 
 use super::{
     SensorError, hooks,
-    in_flight::InFlightMap,
+    in_flight::{InFlightMap, InFlightView, another},
     load::{clear, map_error, take},
     pod::Plain,
+    sweep::Sweeper,
 };
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData},
+    maps::{Array, HashMap, IterableMap as _, Map, MapData},
 };
 use palisade_abi::{CudaCall, NetCall, Socket, Turn};
 
@@ -18,7 +19,7 @@ use palisade_abi::{CudaCall, NetCall, Socket, Turn};
 #[allow(missing_debug_implementations)] // aya's maps have none
 pub(super) struct UnderWay {
     pub in_flight: InFlightMap,
-    /// How many entries of it stay between calls.
+    /// How many entries of it stay between calls, and how many of these were swept out.
     residents: Array<MapData, u64>,
     turns: HashMap<MapData, u64, Plain<Turn>>,
     reclaiming: HashMap<MapData, u64, u64>,
@@ -41,6 +42,16 @@ impl UnderWay {
         })
     }
 
+    /// What removes the driver calls of processes whose end was not seen.
+    pub(super) fn sweeper(&self) -> Result<Sweeper, SensorError> {
+        let residents = Map::Array(another(self.residents.map(), "RESIDENTS")?);
+        let residents = Array::try_from(residents);
+        Ok(Sweeper::new(
+            InFlightView::new(&self.in_flight)?,
+            residents.map_err(|error| map_error("RESIDENTS", &error))?,
+        ))
+    }
+
     /// Forgets the calls and waits under way whose hooks come or go between two sets of kinds:
     /// nobody sees them end, and they must not be taken for the beginning of later ones. Those
     /// whose hooks stay are kept.
@@ -48,9 +59,11 @@ impl UnderWay {
         let changes = |family: u64| (old & family == 0) != (new & family == 0);
         if changes(hooks::GPU) {
             clear(&mut self.in_flight);
-            self.residents
-                .set(0, 0, 0)
-                .map_err(|error| map_error("RESIDENTS", &error))?;
+            for word in 0..2 {
+                self.residents
+                    .set(word, 0, 0)
+                    .map_err(|error| map_error("RESIDENTS", &error))?;
+            }
         }
         if changes(hooks::SCHED) {
             clear(&mut self.turns);

@@ -110,6 +110,10 @@ pub struct InFlight {
     pub baseline_of: u32,
     /// 1: the entry stays until the thread's end; 0: it goes with the call's return.
     pub resident: u32,
+    /// The thread.
+    pub tid: u32,
+    /// Explicit padding.
+    pub pad: u32,
 }
 
 #[cfg(test)]

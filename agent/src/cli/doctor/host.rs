@@ -3,14 +3,13 @@
 use super::Check;
 use crate::config::{PRESETS, ProcDevices};
 use crate::identity::layout::{Flavour, Layout, LayoutError};
+use crate::sensors::sees_kernel_pids;
 use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// `PROC_PID_INIT_INO`: the inode of the initial PID namespace, the same on every kernel.
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// What acting on other users' processes and cgroups takes: name and bit.
 const ACTING: &[(&str, u32)] = &[
     ("CAP_DAC_OVERRIDE", 1),
@@ -22,8 +21,7 @@ const ACTING: &[(&str, u32)] = &[
 pub(super) fn processes() -> Vec<Check> {
     let mut checks = Vec::new();
     let name = "process numbers";
-    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    checks.push(if namespace.to_string_lossy() == INITIAL_PID_NAMESPACE {
+    checks.push(if sees_kernel_pids() {
         Check::ok(name, "the kernel's own (initial PID namespace)")
     } else {
         Check::missing(
