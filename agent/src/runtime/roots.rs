@@ -357,9 +357,10 @@ mod tests {
     #[test]
     fn what_came_or_went_before_the_first_look_is_told_there() {
         let tree = tempfile::tempdir().unwrap();
-        for cgroup in ["stays", "goes", "again", ID] {
+        for cgroup in ["stays", "goes", "again", "docker"] {
             fs::create_dir(tree.path().join(cgroup)).unwrap();
         }
+        fs::create_dir(tree.path().join("docker").join(ID)).unwrap();
         let mut roots = roots(tree.path(), &["/stays", "/goes", "/again"]);
         let loaded = roots.ids().into_iter().flatten().collect();
         let loaded = Scope::CgroupsAnd(loaded, WatchedProcesses::default());
