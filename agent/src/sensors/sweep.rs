@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Time between two looks at all entries.
-const EVERY: Duration = Duration::from_secs(60);
+const EVERY: Duration = Duration::from_mins(1);
 
 /// Looks once a minute, at the end of a window.
 pub(super) struct Sweeper {
