@@ -15,8 +15,8 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use palisade_abi::{
-    GpuCommandCounters, GpuCommandKey, InFlight, LatencyHistogram,
-    QUOTA_COMMANDS, QUOTA_LATENCIES, UNKNOWN_COMMAND, command_key, command_of, latency_bucket,
+    GpuCommandCounters, GpuCommandKey, InFlight, LatencyHistogram, QUOTA_COMMANDS, QUOTA_LATENCIES,
+    UNKNOWN_COMMAND, command_key, command_of, latency_bucket,
 };
 
 /// Latencies by (class, command), over all processes and CPUs. The agent forgets old ones.
