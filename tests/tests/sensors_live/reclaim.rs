@@ -35,7 +35,7 @@ fn apart_ns() -> u64 {
     if std::env::var_os("PALISADE_VM").is_none() {
         100_000
     } else {
-        1_000_000
+        250_000
     }
 }
 
