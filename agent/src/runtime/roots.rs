@@ -364,9 +364,9 @@ mod tests {
         let mut roots = roots(tree.path(), &["/stays", "/goes", "/again"]);
         let loaded = roots.ids().into_iter().flatten().collect();
         let loaded = Scope::CgroupsAnd(loaded, WatchedProcesses::default());
-        fs::remove_dir(tree.path().join("goes")).unwrap();
-        // Made before the old one goes: another inode for sure.
+        // Made before the others go: another inode for sure.
         fs::create_dir(tree.path().join("new")).unwrap();
+        fs::remove_dir(tree.path().join("goes")).unwrap();
         fs::rename(tree.path().join("new"), tree.path().join("again")).unwrap();
         let change = roots.begin(&loaded);
         assert_eq!(cgroups(&change), 3);
