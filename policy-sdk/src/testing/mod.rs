@@ -15,6 +15,17 @@ pub use records::{Proc, absent};
 
 use crate::{Action, Described, MS, Policy, Record, Request, Requests, SECOND, Setting, Settings};
 
+/// The value of a request's piece of evidence.
+///
+/// # Panics
+/// If the request has none of that name.
+pub fn evidence(request: &Request, name: &str) -> f64 {
+    let found = request.evidence.iter().find(|item| item.name == name);
+    found
+        .unwrap_or_else(|| panic!("no `{name}` in {request:?}"))
+        .value
+}
+
 /// A policy under test.
 #[derive(Debug)]
 pub struct Harness<P> {

@@ -6,7 +6,7 @@ mod property;
 
 use crate::GpuContention;
 use palisade_policy_sdk::host::{ProcessInfo, WorkloadInfo};
-use palisade_policy_sdk::testing::{Harness, Proc, fake};
+use palisade_policy_sdk::testing::{Harness, Proc, evidence, fake};
 use palisade_policy_sdk::{Action, MS, Policy, Request, SECOND, Setting, Severity, Target};
 
 /// A process's driver calls in one second: calls, latency and hold in milliseconds.
@@ -63,13 +63,6 @@ fn throttles(requests: &[Request]) -> usize {
         .iter()
         .filter(|request| request.action != Action::Alert)
         .count()
-}
-
-fn evidence(request: &Request, name: &str) -> f64 {
-    let found = request.evidence.iter().find(|item| item.name == name);
-    found
-        .unwrap_or_else(|| panic!("no `{name}` in {request:?}"))
-        .value
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod reads;
 
 use crate::ReloadLoop;
 use palisade_policy_sdk::host::WorkloadInfo;
-use palisade_policy_sdk::testing::{Harness, Proc, endure, fake};
+use palisade_policy_sdk::testing::{Harness, Proc, endure, evidence, fake};
 use palisade_policy_sdk::{Action, MS, Policy, Record, Request, Setting, Target};
 use proptest::prelude::*;
 
@@ -66,13 +66,6 @@ enum Step {
 }
 type Script = Vec<(u64, Step)>;
 use Step::{Exit, Load, Record as Rec};
-
-fn evidence(request: &Request, name: &str) -> f64 {
-    let found = request.evidence.iter().find(|item| item.name == name);
-    found
-        .unwrap_or_else(|| panic!("no `{name}` in {request:?}"))
-        .value
-}
 
 #[test]
 fn one_process_that_loads_again_and_again_is_named_with_its_file() {
