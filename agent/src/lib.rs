@@ -16,6 +16,7 @@ pub mod identity;
 mod memory;
 pub mod metrics;
 pub mod policy;
+mod questions;
 pub mod recording;
 pub mod replay;
 pub mod runtime;

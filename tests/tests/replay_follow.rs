@@ -245,6 +245,8 @@ fn what_does_not_fit_is_told() {
         "asked 1 time(s)",
     );
     missing(vec![Entry::Gap { notes: 3 }], "lacks 3 notes");
+    let full = Entry::Full { max_bytes: 1 << 30 };
+    missing(vec![full], "ended before the run did");
     let struck = Entry::Changed {
         policy: "react".into(),
         what: "strike: deadline".into(),

@@ -135,7 +135,7 @@ fn a_recording_opens_in_pyarrow_and_duckdb() {
     drop(writer.finish().unwrap());
 
     let seen = python(&path);
-    assert_eq!(seen["metadata"]["palisade.recording"], "2");
+    assert_eq!(seen["metadata"]["palisade.recording"], "3");
     assert_eq!(seen["metadata"]["palisade.boot_id"], "b00t");
     assert_eq!(seen["columns"]["time_ns"], "uint64");
     assert_eq!(

@@ -4,6 +4,7 @@ use super::style::{Style, escape};
 use super::{Paths, exit};
 use crate::config::{Config, DEFAULT_CONFIG_FILE, units};
 use crate::identity::ScopeRoots;
+use crate::recording::{DEFAULT_MAX_BYTES, Destination, LEAST_MAX_BYTES};
 use crate::replay::kind_name;
 use crate::runtime::record::{self, RecordOptions, Recorded};
 use crate::sensors::WatchedProcesses;
@@ -21,6 +22,7 @@ Examples:
   palisade record --for 60s                               the whole host, into palisade.arrows
   palisade record --cgroup /ml --output ml.arrows         one cgroup and what is below, until Ctrl-C
   palisade record --kinds exec,exit,sample-gpu --for 5m   only these kinds
+  palisade record --for 8h --max-size 20GiB               let the file become larger than 4GiB
   palisade record --for 10s --json | jq .kinds            for scripts
   palisade replay ml.arrows --summary                     what is in it
 
@@ -41,6 +43,9 @@ pub struct RecordArgs {
     /// The file; an existing one is kept under this name with `.old` behind it.
     #[arg(long, short, value_name = "FILE", default_value = "palisade.arrows")]
     output: PathBuf,
+    /// How large the file may become, like 512MiB; then the recording ends [default: 4GiB].
+    #[arg(long, value_name = "SIZE", value_parser = max_size)]
+    max_size: Option<u64>,
     /// Kinds of record, with commas between, or `all` [default: all but mmap, munmap, gpu-enter and sample-cuda].
     #[arg(long, value_name = "KINDS", value_parser = kinds)]
     kinds: Option<u64>,
@@ -62,6 +67,16 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Err("it must be longer than nothing".to_owned());
     }
     Ok(time)
+}
+
+/// A largest size of a recording.
+pub(super) fn max_size(text: &str) -> Result<u64, String> {
+    let bytes = units::size(text).map_err(|error| format!("{}: {}", error.message, error.help))?;
+    if bytes < LEAST_MAX_BYTES {
+        let least = units::show_size(LEAST_MAX_BYTES);
+        return Err(format!("a recording needs at least {least}"));
+    }
+    Ok(bytes)
 }
 
 /// Every kind that can be subscribed to: the rest comes by itself.
@@ -124,7 +139,10 @@ pub(super) fn run(args: &RecordArgs, paths: &Paths) -> Result<u8> {
     }
     let default = || bits(choice().filter(|kind| !ON_DEMAND.contains(kind)));
     let options = RecordOptions {
-        output: args.output.clone(),
+        output: Destination {
+            path: args.output.clone(),
+            max_bytes: args.max_size.unwrap_or(DEFAULT_MAX_BYTES),
+        },
         kinds: args.kinds.unwrap_or_else(default),
         limit: args.limit,
     };
@@ -135,9 +153,12 @@ pub(super) fn run(args: &RecordArgs, paths: &Paths) -> Result<u8> {
         tracing::warn!("not to be had here: {missing}; to see more: palisade doctor");
     }
     if args.json {
-        println!("{}", as_json(&args.output, &recorded));
+        println!("{}", as_json(&options.output, &recorded));
     } else {
         print(&args.output, &recorded);
+    }
+    if recorded.progress.full {
+        eprintln!("palisade: {}", full(&options.output, &recorded));
     }
     Ok(exit::OK)
 }
@@ -190,13 +211,26 @@ fn names(kinds: &BTreeMap<u16, u64>) -> BTreeMap<String, u64> {
         .collect()
 }
 
-fn as_json(output: &Path, recorded: &Recorded) -> serde_json::Value {
+/// That it ended because the file was full, and what would make it longer.
+fn full(output: &Destination, recorded: &Recorded) -> String {
+    format!(
+        "{} is full at {}: the recording ended in order after {:.0} s; for a longer one: --max-size {}",
+        escape(&output.path.to_string_lossy()),
+        units::show_size(output.max_bytes),
+        recorded.elapsed.as_secs_f64(),
+        units::show_size(output.max_bytes.saturating_mul(2)),
+    )
+}
+
+fn as_json(output: &Destination, recorded: &Recorded) -> serde_json::Value {
     json!({
-        "file": output.to_string_lossy(),
+        "file": output.path.to_string_lossy(),
         "seconds": recorded.elapsed.as_secs_f64(),
         "batches": recorded.progress.batches,
         "records": recorded.progress.records,
         "bytes": recorded.progress.bytes,
+        "max_bytes": output.max_bytes,
+        "full": recorded.progress.full,
         "lost_in_kernel": recorded.lost,
         "lost_to_recording": recorded.progress.lost,
         "kinds": names(&recorded.kinds),
@@ -223,7 +257,9 @@ fn print(output: &Path, recorded: &Recorded) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Cli;
     use super::*;
+    use clap::Parser;
 
     #[test]
     fn kinds_are_named_as_in_manifests() {
@@ -236,6 +272,57 @@ mod tests {
         assert!(
             error.contains("`exe`") && error.contains("model-open"),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn a_largest_size_is_one_that_a_recording_can_have() {
+        let parsed = |arguments: &[&str]| {
+            let arguments = ["palisade"].iter().chain(arguments);
+            Cli::try_parse_from(arguments).map(|_| ())
+        };
+        for good in [&["record", "--max-size", "2GiB"][..], &["record"]] {
+            assert!(parsed(good).is_ok(), "{good:?}");
+        }
+        let run = ["run", "--max-size", "512MiB", "--record", "x"];
+        assert!(parsed(&run).is_ok() && parsed(&["run"]).is_ok());
+        for (wrong, help) in [
+            ("4GB", "write \"4GiB\""),
+            ("4", "add one of B, KiB"),
+            ("0GiB", "a recording needs at least 64KiB"),
+            ("lots", "a number and a unit"),
+        ] {
+            for command in [&["record"][..], &["run", "--record", "x"]] {
+                let error = parsed(&[command, &["--max-size", wrong]].concat()).unwrap_err();
+                let said = error.to_string();
+                assert_eq!(error.exit_code(), i32::from(exit::USAGE), "{said}");
+                let first = said.lines().next().unwrap_or_default();
+                assert!(
+                    first.contains(help) && first.contains("--max-size"),
+                    "{said}"
+                );
+            }
+        }
+        let alone = parsed(&["run", "--max-size", "1GiB"]).unwrap_err();
+        assert_eq!(alone.exit_code(), i32::from(exit::USAGE));
+        assert!(alone.to_string().contains("--record"), "{alone}");
+        // As the help says.
+        assert_eq!(max_size("4GiB"), Ok(DEFAULT_MAX_BYTES));
+    }
+
+    #[test]
+    fn a_full_file_is_no_failure_and_the_line_says_what_makes_it_longer() {
+        let output = Destination {
+            path: "ml.arrows".into(),
+            max_bytes: 512 << 20,
+        };
+        let recorded = Recorded {
+            elapsed: Duration::from_secs(90),
+            ..Recorded::default()
+        };
+        assert_eq!(
+            full(&output, &recorded),
+            "ml.arrows is full at 512MiB: the recording ended in order after 90 s; for a longer one: --max-size 1GiB"
         );
     }
 

@@ -72,7 +72,12 @@ pub(super) fn run(args: &ReplayArgs, paths: &Paths) -> Result<u8> {
         eprintln!("palisade: {}", escape(note));
     }
     if outcome.differs.is_empty() {
-        eprintln!("palisade: the decisions are those of the recorded run");
+        let as_far = if outcome.partial {
+            ", as far as the recording goes"
+        } else {
+            ""
+        };
+        eprintln!("palisade: the decisions are those of the recorded run{as_far}");
     }
     for why in &outcome.differs {
         eprintln!(
@@ -122,10 +127,15 @@ fn print(summary: &Summary) {
         "core      {} times asked by policies, {} ticks, {} other inputs; {} facts about targets, {} answers to policies",
         summary.orders, summary.ticks, summary.inputs, summary.facts, summary.answers
     );
-    let end = match (&summary.torn, summary.ended) {
-        (Some(torn), _) => style.paint(Colour::Yellow, torn),
-        (None, true) => "closed in order".to_owned(),
-        (None, false) => style.paint(
+    let end = match (&summary.torn, summary.full, summary.ended) {
+        (Some(torn), ..) => style.paint(Colour::Yellow, torn),
+        (None, Some(max_bytes), _) => {
+            let size = units::show_size(max_bytes);
+            let text = format!("at its largest size, {size}: what came after is not in it");
+            style.paint(Colour::Yellow, &text)
+        }
+        (None, None, true) => "closed in order".to_owned(),
+        (None, None, false) => style.paint(
             Colour::Yellow,
             "not closed in order: its end may be missing",
         ),

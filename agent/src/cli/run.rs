@@ -1,6 +1,8 @@
 //! `palisade run`.
 
+use super::record::max_size;
 use super::{Paths, exit};
+use crate::recording::{DEFAULT_MAX_BYTES, Destination};
 use crate::runtime::{self, RunOptions};
 use anyhow::Result;
 use clap::Args;
@@ -12,6 +14,7 @@ Examples:
   palisade run --config /etc/palisade/palisade.toml
   palisade run --config palisade.toml --check              only check the configuration and the policies
   palisade run --config palisade.toml --record day.arrows   keep the events for `palisade replay`
+  palisade run --record day.arrows --max-size 20GiB         let that file become larger than 4GiB
 
 It stops in order on SIGTERM and SIGINT: every lease is undone first. The log goes to standard error; PALISADE_LOG
 sets its level (error, warn, info, debug; default info).";
@@ -23,6 +26,9 @@ pub struct RunArgs {
     /// Keep the run's events in this file.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// How large that file may become, like 512MiB; then the recording ends, and the agent goes on [default: 4GiB].
+    #[arg(long, value_name = "SIZE", value_parser = max_size, requires = "record")]
+    max_size: Option<u64>,
     /// Check the configuration and every policy, then end.
     #[arg(long)]
     check: bool,
@@ -48,12 +54,10 @@ pub(super) fn run(args: &RunArgs, paths: &Paths) -> Result<u8> {
             "loading eBPF programs and writing cgroups needs root; run: sudo palisade run",
         ));
     }
-    runtime::run(
-        &config,
-        &RunOptions {
-            record: args.record.clone(),
-        },
-    )
+    let max_bytes = args.max_size.unwrap_or(DEFAULT_MAX_BYTES);
+    let record = args.record.clone();
+    let record = record.map(|path| Destination { path, max_bytes });
+    runtime::run(&config, &RunOptions { record })
 }
 
 pub(super) fn start_logging() {

@@ -2,6 +2,7 @@
 
 use super::style::{Colour, Style, Table, escape};
 use super::{Paths, exit, policy};
+use crate::config::units;
 use crate::control::Request;
 use anyhow::Result;
 use clap::Args;
@@ -86,6 +87,10 @@ fn recording(recording: &Value, style: Style) -> Option<String> {
             "{failed}: {}; the agent goes on without {path}",
             escape(error)
         )
+    } else if recording["full"] == Value::Bool(true) {
+        let size = units::show_size(recording["max_bytes"].as_u64().unwrap_or(0));
+        let full = style.paint(Colour::Yellow, &format!("FULL at {size}"));
+        format!("{full}: {path} is whole until then, and ended; the agent goes on without it")
     } else {
         format!("{path}, {} bytes", progress["bytes"])
     };
@@ -150,4 +155,23 @@ pub(super) fn disarm(paths: &Paths, on: bool) -> Result<u8> {
     let said = paths.call(&Request::Disarm { on })?;
     println!("{}", said.as_str().unwrap_or_default());
     Ok(exit::OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_recording_is_not_shown_as_one_that_failed() {
+        let mut status = serde_json::json!({
+            "path": "day.arrows", "max_bytes": 4_u64 << 30, "ok": true, "error": null, "full": true,
+            "progress": { "bytes": 9, "lost": 0, "notes_lost": 0 },
+        });
+        let line = recording(&status, Style::of_stdout()).unwrap();
+        assert!(line.contains("FULL at 4GiB"), "{line}");
+        assert!(!line.contains("FAILED"), "{line}");
+        status["error"] = "No space left".into();
+        let line = recording(&status, Style::of_stdout()).unwrap();
+        assert!(line.contains("FAILED") && !line.contains("FULL"), "{line}");
+    }
 }

@@ -13,19 +13,28 @@ use std::sync::Arc;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, OptLevel};
 
-/// Answers to policies' questions. Implementations answer from memory: a policy that waits here
-/// cannot be interrupted.
+/// Who answers policies' questions.
 pub trait Lookup: Send + Sync {
+    /// What answers the policy of that name.
+    fn of_policy(&self, name: &str) -> Arc<dyn Facts>;
+}
+
+/// Answers all policies alike.
+impl<F: Facts + Clone + 'static> Lookup for F {
+    fn of_policy(&self, _name: &str) -> Arc<dyn Facts> {
+        Arc::new(self.clone())
+    }
+}
+
+/// Answers to a policy's questions. Implementations answer from memory: a policy that waits here
+/// cannot be interrupted.
+pub trait Facts: Send + Sync {
     /// What is known about a process.
     fn process_of(&self, process: ProcessId) -> Option<ProcessFacts>;
     /// What is known about a workload, by kernfs id.
     fn workload_of(&self, workload: WorkloadId) -> Option<WorkloadFacts>;
     /// The path of a file, by kernel `dev_t` and inode number.
     fn file_path(&self, device: u32, inode: u64) -> Option<String>;
-    /// Who answers the policy of that name, if the policies are told apart.
-    fn of_policy(&self, _name: &str) -> Option<Arc<dyn Lookup>> {
-        None
-    }
 }
 
 /// What a policy learns about a process.
@@ -54,7 +63,7 @@ pub struct WorkloadFacts {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoLookup;
 
-impl Lookup for NoLookup {
+impl Facts for NoLookup {
     fn process_of(&self, _process: ProcessId) -> Option<ProcessFacts> {
         None
     }
@@ -172,8 +181,7 @@ impl EngineShared {
     }
 
     pub(super) fn store(&self, name: &str, limits: &Limits) -> wasmtime::Store<HostState> {
-        let own = self.lookup.of_policy(name);
-        let state = HostState::new(own.unwrap_or_else(|| Arc::clone(&self.lookup)), limits);
+        let state = HostState::new(self.lookup.of_policy(name), limits);
         let mut store = wasmtime::Store::new(&self.engine, state);
         store.limiter(|state| &mut state.limiter);
         store.epoch_deadline_callback(|mut context| Ok(context.data_mut().at_epoch()));

@@ -3,7 +3,7 @@
 //! Invariants: no host call blocks; what a guest can make the host keep is bounded.
 
 use super::bindings::palisade::policy::{host, types};
-use super::engine::Lookup;
+use super::engine::Facts;
 use super::event::LogLevel;
 use super::limits::{Limiter, Limits, STRING_BYTES};
 use super::strikes::tidy;
@@ -26,16 +26,16 @@ pub struct LogLine {
 
 /// Data of a store.
 pub struct HostState {
-    lookup: Arc<dyn Lookup>,
+    facts: Arc<dyn Facts>,
     pub limiter: Limiter,
     budget: Budget,
     log: LogBook,
 }
 
 impl HostState {
-    pub fn new(lookup: Arc<dyn Lookup>, limits: &Limits) -> Self {
+    pub fn new(facts: Arc<dyn Facts>, limits: &Limits) -> Self {
         Self {
-            lookup,
+            facts,
             limiter: Limiter::new(limits),
             budget: Budget::default(),
             log: LogBook {
@@ -163,7 +163,7 @@ impl host::Host for HostState {
             pid: process.pid,
             start_ns: process.start_ns,
         };
-        let facts = self.lookup.process_of(process)?;
+        let facts = self.facts.process_of(process)?;
         Some(types::ProcessInfo {
             parent: facts.parent,
             comm: facts.comm,
@@ -173,7 +173,7 @@ impl host::Host for HostState {
     }
 
     fn workload_of(&mut self, workload: u64) -> Option<types::WorkloadInfo> {
-        let facts = self.lookup.workload_of(WorkloadId(workload))?;
+        let facts = self.facts.workload_of(WorkloadId(workload))?;
         Some(types::WorkloadInfo {
             cgroup: facts.cgroup,
             container: facts.container,
@@ -181,7 +181,7 @@ impl host::Host for HostState {
     }
 
     fn file_path(&mut self, device: u32, inode: u64) -> Option<String> {
-        self.lookup.file_path(device, inode)
+        self.facts.file_path(device, inode)
     }
 }
 

@@ -41,7 +41,7 @@ mod worker;
 mod tests;
 
 pub use compiled::{Compiled, check, inspect};
-pub use engine::{EngineShared, Lookup, NoLookup, ProcessFacts, WorkloadFacts};
+pub use engine::{EngineShared, Facts, Lookup, NoLookup, ProcessFacts, WorkloadFacts};
 pub use error::LoadError;
 pub use event::{Events, Handover, LogLevel, PolicyEvent};
 pub use instance::{CallOutput, CallStats, Delivery, Instance, MAX_RECORDS_PER_CALL, StartError};

@@ -1,7 +1,8 @@
 //! Which policies there are: loading, unloading, and what is known about them.
 //!
 //! Invariants:
-//! - Loading and compiling happen on the caller's thread, one at a time, never on a policy's.
+//! - Loading happens on the caller's thread, one caller at a time, never on a policy's. Policies that are
+//!   loaded together are compiled at the same time.
 //! - Each policy has one thread from load to unload, and each thread an entry here.
 
 use super::compiled::{PolicyFile, Prepared};
@@ -20,7 +21,7 @@ use palisade_core::{PolicyRef, Power};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// Stack of a policy's thread, bytes: wasmtime lets a guest use 512 KiB of it.
@@ -135,14 +136,41 @@ impl Engine {
     /// # Errors
     /// The policy is refused; nothing has changed.
     pub fn load(&self, source: PolicySource) -> Result<PolicyRef, LoadError> {
+        let loading = self.inner.begin_loading();
+        self.inner.check_new(&source, &[])?;
+        let running = self.inner.prepare(&source)?;
+        let reference = self.inner.start(source, running);
+        drop(loading);
+        reference
+    }
+
+    /// The same for several policies, which are compiled at the same time, one a CPU. They start in their order.
+    ///
+    /// # Errors
+    /// The first one in their order that is refused, by name. Before anything has started, unless the system has
+    /// no thread left: then those before it run.
+    pub fn load_all(
+        &self,
+        sources: Vec<PolicySource>,
+    ) -> Result<Vec<PolicyRef>, (String, LoadError)> {
         let inner = &self.inner;
         let _loading = inner.begin_loading();
-        if inner.entries().contains_key(&source.name) {
-            return Err(LoadError::AlreadyLoaded { name: source.name });
+        for (at, source) in sources.iter().enumerate() {
+            let before = &sources[..at];
+            let checked = inner.check_new(source, before);
+            checked.map_err(|error| (source.name.clone(), error))?;
         }
-        let file = PolicyFile::read(&source.path, source.limits.file_bytes)?;
-        let running = Prepared::new(&inner.shared, &source, &file)?.running(&source, 1);
-        inner.start(source, running)
+        let prepared = at_the_same_time(&sources, |source| inner.prepare(source));
+        let mut ready = Vec::with_capacity(sources.len());
+        for (source, running) in sources.into_iter().zip(prepared) {
+            let running = running.map_err(|error| (source.name.clone(), error))?;
+            ready.push((source, running));
+        }
+        let start = |(source, running): (PolicySource, Running)| {
+            let name = source.name.clone();
+            inner.start(source, running).map_err(|error| (name, error))
+        };
+        ready.into_iter().map(start).collect()
     }
 
     /// Ends a policy. What waits for it is dropped.
@@ -223,6 +251,21 @@ impl Inner {
         self.loading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a policy of that name can be added to those that run and `others`.
+    fn check_new(&self, source: &PolicySource, others: &[PolicySource]) -> Result<(), LoadError> {
+        let name = &source.name;
+        if self.entries().contains_key(name) || others.iter().any(|other| other.name == *name) {
+            return Err(LoadError::AlreadyLoaded { name: name.clone() });
+        }
+        Ok(())
+    }
+
+    /// Checks and compiles a policy's first generation.
+    fn prepare(&self, source: &PolicySource) -> Result<Running, LoadError> {
+        let file = PolicyFile::read(&source.path, source.limits.file_bytes)?;
+        Ok(Prepared::new(&self.shared, source, &file)?.running(source, 1))
+    }
+
     fn watcher(&self) -> MutexGuard<'_, Option<Watcher>> {
         self.watcher.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -253,7 +296,7 @@ impl Inner {
         };
         // The receiver goes before the engine only when the agent ends.
         self.events.send(loaded);
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name(thread_name(&source.name))
             .stack_size(STACK_BYTES)
             .spawn(move || worker.run())
@@ -372,6 +415,32 @@ impl Entry {
             last_error: counters.last_error,
         }
     }
+}
+
+/// What `work` makes of each item, in their order; as many at a time as there are CPUs.
+fn at_the_same_time<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let at_once = thread::available_parallelism().map_or(1, usize::from);
+    let mut results = Vec::with_capacity(items.len());
+    for some in items.chunks(at_once) {
+        thread::scope(|scope| {
+            let mut started = Vec::new();
+            for item in some {
+                let builder = thread::Builder::new().name("policy-load".to_owned());
+                let thread = builder.stack_size(STACK_BYTES);
+                started.push((item, thread.spawn_scoped(scope, || work(item))));
+            }
+            results.extend(started.into_iter().map(|(item, thread)| {
+                match thread {
+                    Ok(thread) => thread
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                    // The system has no thread left.
+                    Err(_) => work(item),
+                }
+            }));
+        });
+    }
+    results
 }
 
 /// The kernel keeps 15 bytes of a thread's name.

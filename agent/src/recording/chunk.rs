@@ -96,6 +96,11 @@ impl Chunk {
         }
     }
 
+    /// Its columns' names and types, and where they come from.
+    pub(super) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
     /// Rows in it.
     pub(super) fn rows(&self) -> usize {
         self.entry.len()
@@ -191,6 +196,10 @@ impl Chunk {
             Entry::Gap { notes } => {
                 self.entry.append_value(Row::Gap as i8);
                 self.count.append_value(*notes);
+            }
+            Entry::Full { max_bytes } => {
+                self.entry.append_value(Row::Full as i8);
+                self.count.append_value(*max_bytes);
             }
             Entry::Core(_) => self.entry.append_value(Row::Core as i8),
             Entry::Input { time_ns, .. } => {

@@ -73,6 +73,9 @@ pub(super) fn decode(chunk: &RecordBatch) -> Result<Vec<Entry>, &'static str> {
             Row::Gap => Entry::Gap {
                 notes: get(rows.count, at)?,
             },
+            Row::Full => Entry::Full {
+                max_bytes: get(rows.count, at)?,
+            },
             Row::Core => Entry::Core(rows.json(at)?),
             Row::Input => Entry::Input {
                 time_ns: get(rows.time_ns, at)?,

@@ -123,6 +123,11 @@ pub enum Entry {
         /// How many.
         notes: u64,
     },
+    /// The file has reached its largest size: the recording ends here, before the run does. The writer says it, last of all.
+    Full {
+        /// That size.
+        max_bytes: u64,
+    },
     /// How the core began; before all that it heard.
     Core(CoreStart),
     /// The core heard something that is neither requests nor a tick.

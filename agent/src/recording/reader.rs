@@ -240,7 +240,12 @@ impl<R: Read> Reader<R> {
         };
         let [a, b, c, d, length @ ..] = head;
         if [a, b, c, d] != CONTINUATION {
-            return Err(corrupt("no message of an Arrow stream"));
+            // A host that crashed may leave a file as long as it was to be, with nothing in it from some place on.
+            return Err(if head == [0; 8] && only_zeros(&mut self.input).map_err(io)? {
+                ReadError::Torn { offset }
+            } else {
+                corrupt("no message of an Arrow stream")
+            });
         }
         let length = u32::from_le_bytes(length) as usize;
         if length == 0 {
@@ -305,6 +310,18 @@ impl<R: Read> Iterator for Reader<R> {
                     return Some(Err(error));
                 }
             }
+        }
+    }
+}
+
+/// Whether all that is left is zeros.
+fn only_zeros(input: &mut impl Read) -> std::io::Result<bool> {
+    let mut buffer = [0; 4096];
+    loop {
+        match fill(input, &mut buffer)? {
+            0 => return Ok(true),
+            got if buffer[..got].iter().any(|byte| *byte != 0) => return Ok(false),
+            _ => {}
         }
     }
 }

@@ -2,27 +2,31 @@
 //!
 //! Invariants: whoever hands something over never waits for the disk; what the queue has no room for
 //! is counted, and the recording says where it is missing; a file that cannot be written is given up, and
-//! whoever asks is told why.
+//! whoever asks is told why. What comes after a file is full is not lost: it is not to be in it.
 
 use super::entry::{Entry, Identity};
 use super::writer::{WriteError, Writer};
 use crate::batch::Batch;
 use palisade_abi::Record;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Batches and notes that may wait for the disk.
 const QUEUE: usize = 512;
 /// Bytes that they have together.
 const QUEUE_BYTES: usize = 16 << 20;
+/// How often the file is brought to the disk itself: what came later a crash of the host may take.
+const SYNC_EVERY: Duration = Duration::from_secs(5);
 
 /// How far a recording is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Progress {
-    /// Batches written.
+    /// Batches in the file.
     pub batches: u64,
     /// Records in them.
     pub records: u64,
@@ -34,6 +38,8 @@ pub struct Progress {
     pub notes_lost: u64,
     /// It was given up; [`Recorder::failure`] says why.
     pub failed: bool,
+    /// It has ended in order, because the file had reached its largest size.
+    pub full: bool,
 }
 
 enum Message {
@@ -91,6 +97,9 @@ struct Counts {
     notes_lost: AtomicU64,
     failed: AtomicBool,
     failure: Mutex<Option<String>>,
+    full: AtomicBool,
+    /// Records in the file by kind; only at the end.
+    kinds: Mutex<BTreeMap<u16, u64>>,
     /// Records lost since the last batch that was taken in.
     unsaid: AtomicU64,
     /// The same of notes.
@@ -146,8 +155,11 @@ impl Recorder {
     }
 
     /// Adds a batch and, before it, what is newly known about who is in it. `false`: there was no room,
-    /// or the recording was given up; nothing of it was taken.
+    /// or the recording was given up or is full; nothing of it was taken.
     pub fn batch(&self, identities: Vec<Identity>, batch: &Batch) -> bool {
+        if self.is_full() {
+            return false;
+        }
         let counts = &self.0.counts;
         let lost = counts.unsaid.swap(0, Relaxed);
         let message = Message::Batch {
@@ -156,7 +168,8 @@ impl Recorder {
             lost,
         };
         let taken = self.offer(message);
-        if !taken {
+        // It may have become full meanwhile: then there is no queue any more.
+        if !taken && !self.is_full() {
             let records = batch.records.len() as u64;
             counts.unsaid.fetch_add(lost + records, Relaxed);
             counts.lost.fetch_add(records, Relaxed);
@@ -165,16 +178,19 @@ impl Recorder {
     }
 
     /// Adds what else there is to keep, together and in this order. `false`: there was no room, or the recording
-    /// was given up; nothing of it was taken.
+    /// was given up or is full; nothing of it was taken.
     pub fn notes(&self, entries: Vec<Entry>) -> bool {
         if entries.is_empty() {
             return true;
+        }
+        if self.is_full() {
+            return false;
         }
         let count = entries.len() as u64;
         let counts = &self.0.counts;
         let lost = counts.unsaid_notes.swap(0, Relaxed);
         let taken = self.offer(Message::Notes { entries, lost });
-        if !taken {
+        if !taken && !self.is_full() {
             counts.unsaid_notes.fetch_add(lost + count, Relaxed);
             counts.notes_lost.fetch_add(count, Relaxed);
         }
@@ -203,6 +219,17 @@ impl Recorder {
         failure.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether the file has reached its largest size: the recording has ended, and nothing more is to be handed over.
+    pub fn is_full(&self) -> bool {
+        self.0.counts.full.load(Relaxed)
+    }
+
+    /// Records in the file by kind, once it has ended.
+    pub fn kinds(&self) -> BTreeMap<u16, u64> {
+        let kinds = self.0.counts.kinds.lock();
+        kinds.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// How far it is.
     pub fn progress(&self) -> Progress {
         let counts = &self.0.counts;
@@ -213,6 +240,7 @@ impl Recorder {
             bytes: counts.bytes.load(Relaxed),
             notes_lost: counts.notes_lost.load(Relaxed),
             failed: counts.failed.load(Relaxed),
+            full: counts.full.load(Relaxed),
         }
     }
 
@@ -233,6 +261,14 @@ impl Recorder {
 }
 
 impl Counts {
+    /// What is in the file now.
+    fn take_in(&self, writer: &Writer) {
+        let written = writer.written();
+        self.batches.store(written.batches, Relaxed);
+        self.records.store(written.records, Relaxed);
+        self.bytes.store(writer.bytes(), Relaxed);
+    }
+
     fn fail(&self, error: &WriteError) {
         tracing::error!("the recording ends here: {error}");
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
@@ -241,14 +277,15 @@ impl Counts {
     }
 }
 
-/// The thread: writes until it is told to end, or all senders are gone; and in the end what was lost since the last batch
-/// and the last notes.
+/// The thread: writes until it is told to end, all senders are gone, or the file is full; and in the end what was lost since
+/// the last batch and the last notes.
 fn write(
     mut writer: Writer,
     messages: &Receiver<(Message, usize)>,
     counts: &Counts,
 ) -> Result<(), WriteError> {
     let (mut time_ns, mut seq) = (0, 0);
+    let (mut synced, mut synced_bytes) = (Instant::now(), 0);
     for (message, bytes) in messages {
         counts.waiting.fetch_sub(bytes, Relaxed);
         match message {
@@ -262,10 +299,7 @@ fn write(
                 for identity in identities {
                     writer.write(&Entry::Identity(identity))?;
                 }
-                counts.batches.fetch_add(1, Relaxed);
-                let records = batch.records.len() as u64;
                 writer.write(&Entry::Batch(batch))?;
-                counts.records.fetch_add(records, Relaxed);
             }
             Message::Notes { entries, mut lost } => {
                 for entry in entries {
@@ -281,13 +315,28 @@ fn write(
             }
             Message::End => break,
         }
-        counts.bytes.store(writer.bytes(), Relaxed);
+        counts.take_in(&writer);
+        if writer.is_full() {
+            break;
+        }
+        if synced.elapsed() >= SYNC_EVERY && writer.bytes() != synced_bytes {
+            writer.sync()?;
+            (synced, synced_bytes) = (Instant::now(), writer.bytes());
+        }
     }
     say_gap(&mut writer, counts.unsaid_notes.swap(0, Relaxed))?;
     let lost = counts.unsaid.swap(0, Relaxed);
     say_lost(&mut writer, time_ns, seq.saturating_add(1), lost)?;
-    let bytes = writer.finish()?;
-    counts.bytes.store(bytes.metadata()?.len(), Relaxed);
+    writer.flush()?;
+    counts.take_in(&writer);
+    let mut kinds = counts.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+    kinds.clone_from(&writer.written().kinds);
+    drop(kinds);
+    // Before the queue goes: what it refuses from then on is not lost.
+    counts.full.store(writer.is_full(), Relaxed);
+    writer.end()?;
+    writer.sync()?;
+    counts.take_in(&writer);
     Ok(())
 }
 

@@ -7,16 +7,16 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Version of the format. Version 1 lacks the column `json` and the rows that need it.
-pub const FORMAT_VERSION: u32 = 2;
+/// Version of the format. Version 1 lacks the column `json` and the rows that need it; version 2 lacks the row `full`.
+pub const FORMAT_VERSION: u32 = 3;
 
 /// The metadata key that makes an Arrow stream a recording.
 pub(super) const VERSION_KEY: &str = "palisade.recording";
 
 /// What a row is, by its index in the dictionary of the column `entry`.
-pub(super) const ENTRIES: [&str; 15] = [
+pub(super) const ENTRIES: [&str; 16] = [
     "batch", "record", "process", "workload", "file", "tick", "lost", "order", "dropped", "gap",
-    "core", "input", "facts", "answer", "changed",
+    "core", "input", "facts", "answer", "changed", "full",
 ];
 
 /// The kinds of row; the numbers are indices into [`ENTRIES`].
@@ -37,10 +37,11 @@ pub(super) enum Row {
     Facts = 12,
     Answer = 13,
     Changed = 14,
+    Full = 15,
 }
 
 impl Row {
-    pub(super) const ALL: [Row; 15] = [
+    pub(super) const ALL: [Row; 16] = [
         Row::Batch,
         Row::Record,
         Row::Process,
@@ -56,6 +57,7 @@ impl Row {
         Row::Facts,
         Row::Answer,
         Row::Changed,
+        Row::Full,
     ];
 
     pub(super) fn from_name(name: &str) -> Option<Row> {
@@ -93,7 +95,7 @@ pub(super) fn fields_of(version: &str) -> Option<Vec<Field>> {
     let mut fields = fields();
     match version {
         "1" => fields.truncate(column::JSON),
-        "2" => {}
+        "2" | "3" => {}
         _ => return None,
     }
     Some(fields)

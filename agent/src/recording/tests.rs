@@ -1,6 +1,7 @@
-//! Recordings: round trips, torn tails, damage, arbitrary bytes.
+//! Recordings: round trips, torn tails, damage, arbitrary bytes, full files.
 #![allow(clippy::unwrap_used)]
 
+mod limit;
 mod recorder;
 
 use super::*;
@@ -157,6 +158,9 @@ fn entries() -> Vec<Entry> {
             }),
             answer: Some(process("/x", None)),
         },
+        Entry::Full {
+            max_bytes: u64::MAX,
+        },
     ]
 }
 
@@ -263,6 +267,26 @@ fn torn_tail_loses_the_last_chunk_only_and_says_so() {
 }
 
 #[test]
+fn zeros_to_the_end_are_a_torn_tail_and_among_other_bytes_damage() {
+    let (file, ends) = sample();
+    for (zeros, after, torn) in [(8, &b""[..], true), (9_000, b"", true), (9_000, b"x", false)] {
+        for (chunks, end) in ends.iter().enumerate() {
+            let mut file = file[..*end].to_vec();
+            file.resize(end + zeros, 0);
+            file.extend_from_slice(after);
+            let mut reader = Reader::new(&file[..]).unwrap();
+            let last = reader.by_ref().last();
+            let told = match last {
+                Some(Err(ReadError::Torn { offset })) => torn && offset == *end as u64,
+                Some(Err(ReadError::Corrupt { offset, .. })) => !torn && offset == *end as u64,
+                _ => false,
+            };
+            assert!(told, "{zeros} zeros behind chunk {chunks}: {last:?}");
+        }
+    }
+}
+
+#[test]
 fn other_files_and_other_versions_are_refused() {
     for other in [
         &b""[..],
@@ -277,12 +301,15 @@ fn other_files_and_other_versions_are_refused() {
     let key = b"palisade.recording\0";
     let at = file.windows(key.len()).position(|w| w == key).unwrap();
     let digit = (at.saturating_sub(40)..at + 60)
-        .find(|i| file[i - 4..i + 2] == *b"\x01\0\0\x002\0")
+        .find(|i| file[i - 4..i + 2] == *b"\x01\0\0\x003\0")
         .unwrap();
-    file[digit] = b'3';
+    // Version 2 only lacks a kind of row.
+    file[digit] = b'2';
+    assert_eq!(read(&file).len(), entries().len());
+    file[digit] = b'4';
     let refused = Reader::new(&file[..]).map(|_| ()).unwrap_err();
     assert!(
-        matches!(&refused, ReadError::Version { found } if found == "3"),
+        matches!(&refused, ReadError::Version { found } if found == "4"),
         "{refused}"
     );
     file[at] = b'q';

@@ -2,14 +2,17 @@
 //!
 //! Invariants: a chunk (one Arrow record batch) reaches the file in one write, so that a crash tears
 //! the last one at most; a batch of records is never split between two chunks; a chunk is written
-//! when it spans [`CHUNK_NS`] of the batches' own time or has [`CHUNK_ROWS`] rows, whichever is first.
+//! when it spans [`CHUNK_NS`] of the batches' own time or has [`CHUNK_ROWS`] rows, whichever is first; with a largest size
+//! the file never exceeds it, and ends in order before the first chunk that would.
 
 use super::chunk::{self, Chunk};
 use super::entry::{Entry, Identity, Origin};
+use super::limit::Limit;
 use super::schema;
+use super::tally::Tally;
 use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
 use arrow_ipc::{CompressionType, MetadataVersion};
-use arrow_schema::ArrowError;
+use arrow_schema::{ArrowError, Schema};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -55,6 +58,12 @@ pub enum WriteError {
         /// Its length.
         bytes: usize,
     },
+    /// The largest size is not even enough for an empty recording.
+    #[error("a recording of at most {max_bytes} bytes has no room for its beginning and its end")]
+    TooSmall {
+        /// That size.
+        max_bytes: u64,
+    },
 }
 
 impl WriteError {
@@ -73,6 +82,12 @@ pub struct Writer<W: Write = File> {
     /// Time of the first batch in the chunk.
     chunk_began_ns: Option<u64>,
     bytes: u64,
+    limit: Option<Limit>,
+    full: bool,
+    /// What is in the file.
+    written: Tally,
+    /// What is in the chunk.
+    waiting: Tally,
 }
 
 impl<W: Write> std::fmt::Debug for Writer<W> {
@@ -100,57 +115,111 @@ impl Writer {
             .open(path)?;
         Self::new(file, origin)
     }
+
+    /// Brings what was written to the disk itself.
+    pub(super) fn sync(&self) -> std::io::Result<()> {
+        match self.out.sync_data() {
+            // A pipe or a device has no disk.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
+            result => result,
+        }
+    }
 }
 
 impl<W: Write> Writer<W> {
     /// Begins a recording.
     pub fn new(out: W, origin: &Origin) -> Result<Self, WriteError> {
         let schema = schema::schema(origin);
-        let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?
-            .try_with_compression(Some(CompressionType::LZ4_FRAME))?;
-        let stream = StreamWriter::try_new_with_options(Vec::new(), &schema, options)?;
         let mut writer = Self {
             out,
-            stream,
+            stream: encoder(&schema)?,
             chunk: Chunk::new(schema),
             chunk_began_ns: None,
             bytes: 0,
+            limit: None,
+            full: false,
+            written: Tally::default(),
+            waiting: Tally::default(),
         };
         writer.empty()?;
         Ok(writer)
     }
 
-    /// Adds an entry. An identity comes before the batch that needs it.
+    /// Lets the file become so large and no larger; without it there is no bound.
+    pub fn at_most(mut self, max_bytes: u64) -> Result<Self, WriteError> {
+        let limit = Limit::new(self.chunk.schema(), max_bytes)?;
+        if !limit.allows(self.bytes) {
+            return Err(WriteError::TooSmall { max_bytes });
+        }
+        self.limit = Some(limit);
+        Ok(self)
+    }
+
+    /// Adds an entry. An identity comes before the batch that needs it. A recording that is full ignores it.
     ///
     /// # Errors
     /// [`WriteError::TooManyRecords`] and [`WriteError::TooLong`] leave the recording as it was.
     pub fn write(&mut self, entry: &Entry) -> Result<(), WriteError> {
         let json = chunk::json(entry);
         check(entry, json.as_deref())?;
+        if self.full {
+            return Ok(());
+        }
         self.chunk.push(entry, json.as_deref());
         let mut full = self.chunk.rows() >= CHUNK_ROWS || self.chunk.text() >= CHUNK_TEXT;
         if let Entry::Batch(batch) = entry {
             let began = *self.chunk_began_ns.get_or_insert(batch.now_ns);
             full |= batch.now_ns.saturating_sub(began) >= CHUNK_NS;
+            self.waiting.count(batch);
         }
         if full { self.flush() } else { Ok(()) }
     }
 
-    /// Writes what is waiting as a chunk.
+    /// Writes what is waiting as a chunk or, where the file would become too large, the end instead of it.
     pub fn flush(&mut self) -> Result<(), WriteError> {
         self.chunk_began_ns = None;
-        if self.chunk.rows() > 0 {
-            self.stream.write(&self.chunk.finish()?)?;
+        if self.full || self.chunk.rows() == 0 {
+            return Ok(());
         }
-        self.empty()
+        self.stream.write(&self.chunk.finish()?)?;
+        let waiting = std::mem::take(&mut self.waiting);
+        let encoded = self.stream.get_mut();
+        let bytes = self.bytes + encoded.len() as u64;
+        if let Some(limit) = self.limit.as_ref().filter(|limit| !limit.allows(bytes)) {
+            self.full = true;
+            encoded.clear();
+            encoded.extend_from_slice(limit.end_after(self.written.chunks));
+            return self.empty();
+        }
+        self.empty()?;
+        self.written.add_chunk(waiting);
+        Ok(())
     }
 
     /// Ends the recording in order and hands the file back.
     pub fn finish(mut self) -> Result<W, WriteError> {
-        self.flush()?;
-        self.stream.finish()?;
-        self.empty()?;
+        self.end()?;
         Ok(self.out)
+    }
+
+    /// Ends the recording in order. It takes nothing more.
+    pub(super) fn end(&mut self) -> Result<(), WriteError> {
+        self.flush()?;
+        if !self.full {
+            self.stream.finish()?;
+            self.empty()?;
+        }
+        Ok(())
+    }
+
+    /// Whether it has reached its largest size: it has ended in order, without the chunk that was too much.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// What is in the file.
+    pub(super) fn written(&self) -> &Tally {
+        &self.written
     }
 
     /// Bytes written so far.
@@ -166,6 +235,13 @@ impl<W: Write> Writer<W> {
         encoded.clear();
         Ok(())
     }
+}
+
+/// Encodes chunks into memory, and has begun with the schema.
+pub(super) fn encoder(schema: &Schema) -> Result<StreamWriter<Vec<u8>>, ArrowError> {
+    let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?
+        .try_with_compression(Some(CompressionType::LZ4_FRAME))?;
+    StreamWriter::try_new_with_options(Vec::new(), schema, options)
 }
 
 /// Whether a reader would take it back.
@@ -194,6 +270,7 @@ fn check(entry: &Entry, json: Option<&str>) -> Result<(), WriteError> {
         | Entry::Answer { policy, .. } => [policy, ""],
         Entry::Tick { .. }
         | Entry::Gap { .. }
+        | Entry::Full { .. }
         | Entry::Core(_)
         | Entry::Input { .. }
         | Entry::Facts { .. } => return Ok(()),

@@ -153,7 +153,7 @@ impl<'a> Anew<'a> {
                     self.tables.learn(identity);
                 }
             }
-            Entry::Batch(_) | Entry::Identity(_) => {}
+            Entry::Batch(_) | Entry::Identity(_) | Entry::Full { .. } => {}
         }
     }
 

@@ -3,9 +3,9 @@
 //! Invariant: a policy that asks the same questions in the same order gets the same answers, whenever they are read.
 
 use super::recorded::Recorded;
-use crate::policy::{Lookup, ProcessFacts, WorkloadFacts};
+use crate::policy::{Facts, Lookup};
+use crate::questions::{AnsweredBy, look_up};
 use crate::recording::{Entry, Identity, Question};
-use palisade_core::{ProcessId, WorkloadId};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -65,100 +65,36 @@ impl Answers {
 }
 
 impl Lookup for Answers {
-    fn process_of(&self, process: ProcessId) -> Option<ProcessFacts> {
-        self.tables.process_of(process)
-    }
-
-    fn workload_of(&self, workload: WorkloadId) -> Option<WorkloadFacts> {
-        self.tables.workload_of(workload)
-    }
-
-    fn file_path(&self, device: u32, inode: u64) -> Option<String> {
-        self.tables.file_path(device, inode)
-    }
-
-    fn of_policy(&self, name: &str) -> Option<Arc<dyn Lookup>> {
-        Some(Arc::new(OfPolicy {
-            tables: self.tables.clone(),
-            own: self.own(name),
+    fn of_policy(&self, name: &str) -> Arc<dyn Facts> {
+        let (tables, own) = (self.tables.clone(), self.own(name));
+        Arc::new(AnsweredBy(move |question| {
+            let mut own = own.lock().unwrap_or_else(PoisonError::into_inner);
+            own.answer(question, &tables)
         }))
     }
 }
 
-/// What the recording says about an answer.
-enum Said {
-    /// It was this.
-    Known(Option<Identity>),
-    /// Nothing.
-    Nothing,
-}
-
-struct OfPolicy {
-    tables: Recorded,
-    own: Arc<Mutex<Own>>,
-}
-
-impl OfPolicy {
-    /// The recorded answer to the question that is asked now.
-    fn ask(&self, question: Question) -> Said {
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = own.asked;
-        own.asked += 1;
-        let Some(answers) = own.answers.get_mut(&question) else {
-            return Said::Nothing;
-        };
-        while answers.get(1).is_some_and(|(from, _)| *from <= number) {
-            answers.pop_front();
+impl Own {
+    /// The recorded answer to the question that is asked now; what the tables know where nothing is recorded.
+    fn answer(&mut self, question: Question, tables: &Recorded) -> Option<Identity> {
+        let number = self.asked;
+        self.asked += 1;
+        if let Some(answers) = self.answers.get_mut(&question) {
+            while answers.get(1).is_some_and(|(from, _)| *from <= number) {
+                answers.pop_front();
+            }
+            if let Some((from, answer)) = answers.front()
+                && *from <= number
+            {
+                return answer.clone();
+            }
         }
-        match answers.front() {
-            Some((from, answer)) if *from <= number => Said::Known(answer.clone()),
-            _ => Said::Nothing,
-        }
-    }
-}
-
-impl Lookup for OfPolicy {
-    fn process_of(&self, process: ProcessId) -> Option<ProcessFacts> {
-        match self.ask(Question::Process(process)) {
-            Said::Nothing => self.tables.process_of(process),
-            Said::Known(Some(Identity::Process {
-                parent,
-                comm,
-                exe,
-                workload,
-                ..
-            })) => Some(ProcessFacts {
-                parent,
-                comm,
-                exe,
-                workload: workload.map_or(0, |workload| workload.0),
-            }),
-            Said::Known(_) => None,
-        }
-    }
-
-    fn workload_of(&self, workload: WorkloadId) -> Option<WorkloadFacts> {
-        match self.ask(Question::Workload(workload)) {
-            Said::Nothing => self.tables.workload_of(workload),
-            Said::Known(Some(Identity::Workload {
-                cgroup, container, ..
-            })) => Some(WorkloadFacts { cgroup, container }),
-            Said::Known(_) => None,
-        }
-    }
-
-    fn file_path(&self, device: u32, inode: u64) -> Option<String> {
-        match self.ask(Question::File { device, inode }) {
-            Said::Nothing => self.tables.file_path(device, inode),
-            Said::Known(Some(Identity::File { path, .. })) => Some(path),
-            Said::Known(_) => None,
-        }
+        look_up(tables, question)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -182,10 +118,10 @@ mod tests {
             });
         }
         answers.tables.learn(file("/table"));
-        let own = answers.of_policy("p").unwrap();
+        let own = answers.of_policy("p");
         let asked: Vec<_> = (0..5).map(|_| own.file_path(1, 2)).collect();
         let (table, later) = (Some("/table".to_owned()), Some("/later".to_owned()));
         assert_eq!(asked, [table.clone(), None, None, later.clone(), later]);
-        assert_eq!(answers.of_policy("q").unwrap().file_path(1, 2), table);
+        assert_eq!(answers.of_policy("q").file_path(1, 2), table);
     }
 }

@@ -104,8 +104,12 @@ impl<'a> Follow<'a> {
             Entry::Lost { records, .. } => {
                 self.differ(format!("the recording lacks {records} records"));
             }
-            // Heard by those who answer the policies.
-            Entry::Answer { .. } | Entry::Batch(_) | Entry::Identity(_) | Entry::Core(_) => {}
+            // Heard by those who answer the policies, or told by whoever reads the recording.
+            Entry::Answer { .. }
+            | Entry::Batch(_)
+            | Entry::Identity(_)
+            | Entry::Full { .. }
+            | Entry::Core(_) => {}
         }
     }
 

@@ -18,7 +18,7 @@ pub use pace::Speed;
 pub use summary::{Summary, kind_name, summary};
 
 use crate::batch::Batch;
-use crate::config::Config;
+use crate::config::{Config, units};
 use crate::exit::{self, coded};
 use crate::policy::{EngineShared, Stepper};
 use crate::recording::{Entry, Reader};
@@ -52,6 +52,8 @@ pub struct Outcome {
     pub records: u64,
     /// What people should know: strikes of policies, a recording that was cut off.
     pub notes: Vec<String>,
+    /// The recording ends before what it is of: its file was full, or it was cut off. A note says which.
+    pub partial: bool,
     /// Why the decisions may not be those of the recorded run. Empty: they are, as far as the recording goes.
     pub differs: Vec<String>,
 }
@@ -134,7 +136,7 @@ pub fn replay(
         ))
     };
     let mut pace = Pace::new(speed);
-    let mut torn = false;
+    let mut cut = None;
     for entry in beginning.entries.into_iter().chain(reader.by_ref()) {
         match entry {
             Ok(Entry::Batch(batch)) => {
@@ -143,21 +145,27 @@ pub fn replay(
                 player.batch(&batch);
             }
             Ok(Entry::Identity(identity)) => tables.learn(identity),
-            Ok(entry) => player.entry(entry, &answers),
-            Err(error) if error.is_torn() => {
-                torn = true;
-                player.desk().notes([error.to_string()]);
+            Ok(Entry::Full { max_bytes }) => {
+                let size = units::show_size(max_bytes);
+                cut = Some(format!(
+                    "the recording ended before the run did, because its file had reached its largest size ({size}): what \
+                     came after is not in it"
+                ));
             }
+            Ok(entry) => player.entry(entry, &answers),
+            Err(error) if error.is_torn() => cut = Some(error.to_string()),
             Err(error) => return Err(error).with_context(context),
         }
         player.desk().failed()?;
     }
-    if !reader.ended() && !torn {
-        player
-            .desk()
-            .notes(["the recording was not closed in order: its end may be missing".to_owned()]);
+    if !reader.ended() {
+        let unknown = "the recording was not closed in order: its end may be missing";
+        cut.get_or_insert_with(|| unknown.to_owned());
     }
-    player.end()
+    let partial = cut.is_some();
+    player.desk().notes(cut);
+    let outcome = player.end()?;
+    Ok(Outcome { partial, ..outcome })
 }
 
 /// The two ways of a replay.

@@ -5,7 +5,7 @@
 
 use crate::batch::Batch;
 use crate::identity::{Limits, ScopeRoots};
-use crate::policy::{Lookup, ProcessFacts, WorkloadFacts};
+use crate::policy::{Facts, ProcessFacts, WorkloadFacts};
 use crate::recording::Identity;
 use palisade_abi::kind;
 use palisade_core::{Member, ProcessId, Target, TargetFacts, WorkloadId};
@@ -182,7 +182,7 @@ impl Recorded {
     }
 }
 
-impl Lookup for Recorded {
+impl Facts for Recorded {
     fn process_of(&self, process: ProcessId) -> Option<ProcessFacts> {
         self.lock().processes.get(&process).cloned()
     }

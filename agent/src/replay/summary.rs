@@ -21,6 +21,8 @@ pub struct Summary {
     pub ended: bool,
     /// Why not, if a chunk is torn.
     pub torn: Option<String>,
+    /// Bytes that it may have at most, if it ended because it had reached them, before the run did.
+    pub full: Option<u64>,
     /// Time of the first batch, `CLOCK_BOOTTIME` nanoseconds.
     pub first_ns: u64,
     /// Time of the last batch.
@@ -122,6 +124,7 @@ impl Summary {
                 }
             }
             Entry::Gap { notes } => self.notes_lost = self.notes_lost.saturating_add(*notes),
+            Entry::Full { max_bytes } => self.full = Some(*max_bytes),
             Entry::Facts { .. } => self.facts += 1,
             Entry::Answer { .. } => self.answers += 1,
             // Counted when the policy is told.

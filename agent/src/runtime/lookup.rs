@@ -1,12 +1,13 @@
 //! Policies' questions, answered from the identity tables.
 
 use crate::identity::Tables;
-use crate::policy::{Lookup, ProcessFacts, WorkloadFacts};
+use crate::policy::{Facts, ProcessFacts, WorkloadFacts};
 use palisade_core::{ProcessId, WorkloadId};
 
+#[derive(Clone)]
 pub(super) struct TableLookup(pub(super) Tables);
 
-impl Lookup for TableLookup {
+impl Facts for TableLookup {
     fn process_of(&self, process: ProcessId) -> Option<ProcessFacts> {
         let info = self.0.process(process)?;
         Some(ProcessFacts {

@@ -8,6 +8,7 @@ mod act_thread;
 mod answer;
 mod asked;
 mod events;
+mod guard;
 mod judge;
 mod looking;
 mod lookup;
@@ -27,17 +28,16 @@ use crate::config::Config;
 use crate::control::{self, LockError};
 use crate::exit::{self, coded};
 use crate::identity::{self, ScopeRoots, Tables, layout::Layout};
-use crate::policy::{Engine, EngineOptions, Events, Lookup, PolicyEvent};
-use crate::recording::CoreStart;
-use crate::sensors::{InFlightView, Scope, SensorHandle, Sensors};
+use crate::policy::Engine;
+use crate::recording::{CoreStart, Destination};
+use crate::sensors::{InFlightView, SensorHandle};
 use anyhow::{Context, Result};
 use judge::{Judge, Message};
 use looking::Looking;
 use losses::LIFE;
 use palisade_core::Core;
 use reel::Reel;
-use roots::Follower;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use tape::{Notes, Tape};
@@ -46,8 +46,8 @@ use watch::{Alarm, Intake, Marker};
 /// What `palisade run` adds to the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
-    /// Keep the run's batches in this file.
-    pub record: Option<PathBuf>,
+    /// Keep the run's batches there.
+    pub record: Option<Destination>,
 }
 
 /// What the threads share. The late parts are set once, when they exist.
@@ -136,11 +136,11 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
     );
     let tape = options
         .record
-        .as_deref()
-        .map(|path| Tape::of_run(path, config))
+        .as_ref()
+        .map(|to| Tape::of_run(to, config))
         .transpose()?;
-    let recording = options.record.as_deref().zip(tape.as_ref());
-    let reel = recording.map(|(path, tape)| Reel::new(path, tape.recorder()));
+    let recording = options.record.as_ref().zip(tape.as_ref());
+    let reel = recording.map(|(to, tape)| Reel::new(to, tape.recorder()));
     let shared = Shared {
         audit: audit.clone(),
         tables,
@@ -208,7 +208,7 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
         })?
     };
 
-    let result = guard(config, object, &layout, &shared, &messages, &alarm, tape);
+    let result = guard::guard(config, object, &layout, &shared, &messages, &alarm, tape);
     let why = match &result {
         Ok(why) => why.clone(),
         Err(error) => format!("fault: {error:#}"),
@@ -228,142 +228,6 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
     let why = result?;
     tracing::info!("stopped: {why}");
     Ok(exit::OK)
-}
-
-/// Policies, sensors and the control socket, from their start to their end. Returns why it ended.
-fn guard(
-    config: &Config,
-    object: &[u8],
-    layout: &Layout,
-    shared: &Shared,
-    messages: &mpsc::Sender<Message>,
-    alarm: &Alarm,
-    tape: Option<Tape>,
-) -> Result<String> {
-    let mut lookup: Arc<dyn Lookup> = Arc::new(lookup::TableLookup(shared.tables.clone()));
-    if let Some(recorder) = shared.reel.as_ref().map(Reel::recorder) {
-        lookup = Arc::new(asked::Witness::new(lookup, recorder.clone()));
-    }
-    let events = messages.clone();
-    let intake = shared.intake.clone();
-    let engine = Engine::new(
-        EngineOptions {
-            compiler: Some(PathBuf::from(OWN_PROGRAM)),
-            ..EngineOptions::default()
-        },
-        lookup,
-        Events::new(move |event| {
-            if !matches!(event, PolicyEvent::Output { .. }) || intake.offer() {
-                let _ = events.send(Message::Policy(event));
-            }
-        }),
-    )
-    .map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
-    let engine = Stopping(engine);
-    let mut loaded = Vec::new();
-    for policy in &config.policies {
-        let loading = engine.0.load(options::policy_source(policy));
-        loaded.push(
-            loading.map_err(|error| {
-                coded(exit::POLICY, format!("policy '{}': {error}", policy.name))
-            })?,
-        );
-    }
-    engine
-        .0
-        .watch_files()
-        .context("cannot watch the policy files")?;
-    let publisher = engine.0.publisher();
-
-    let sensor_options = options::sensor_options(config, layout, kinds(&engine.0))
-        .map_err(|error| coded(exit::CONFIG, error))?;
-    let scope = sensor_options.scope.clone();
-    let sensors = Sensors::load(object, sensor_options)
-        .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
-    let handle = sensors.handle();
-    let _ = shared.in_flight.set(sensors.in_flight());
-    let _ = shared.sensors.set(handle.clone());
-    let _ = shared.engine.set(engine.0.clone());
-    // A policy file may have changed since the first look at the subscriptions.
-    shared.subscribe();
-    let report = sensors.report();
-    for missing in report.missing() {
-        tracing::warn!(
-            "a subscribed signal is not to be had here: {missing}; to see more: palisade doctor"
-        );
-    }
-    shared
-        .tables
-        .seed_from_proc()
-        .context("cannot read /proc")?;
-    shared.audit.append(Entry::Start {
-        agent: env!("CARGO_PKG_VERSION").to_owned(),
-        kernel: kernel_release(),
-        config_sha256: config.digest.clone(),
-        policies: loaded,
-        sensors: serde_json::to_value(report.brief())?,
-        protected: shared.protected.get().cloned().unwrap_or_default(),
-    });
-    if let Some(reel) = &shared.reel {
-        reel.recorder().begin();
-    }
-    let mut sink = sink::AgentSink::new(publisher, shared.clone(), messages.clone(), tape);
-    let thread = named("sensors", {
-        let guard = alarm.guard("sensors");
-        move || {
-            let _guard = guard;
-            if let Err(error) = sensors.run(&mut sink) {
-                tracing::error!("the sensors stopped: {error}");
-            }
-        }
-    })?;
-    crate::memory::give_back();
-    tracing::info!(
-        policies = config.policies.len(),
-        "guarding; to look: palisade status; to stop: SIGTERM"
-    );
-    let served = follow_roots(config, layout, scope, shared, handle.clone(), alarm)
-        .and_then(|_following| answer::serve(config, shared, messages, alarm));
-    handle.stop();
-    let _ = thread.join();
-    served
-}
-
-/// Has the sensors told which of the watched cgroups and containers are there, and the log of changes.
-fn follow_roots(
-    config: &Config,
-    layout: &Layout,
-    loaded: Scope,
-    shared: &Shared,
-    sensors: SensorHandle,
-    alarm: &Alarm,
-) -> Result<Follower> {
-    let audit = shared.audit.clone();
-    // Rings when the thread ends; where the whole host is watched there is none.
-    let guard = (config.watch.scope != ScopeRoots::All).then(|| alarm.guard("roots"));
-    Follower::start(config, layout, loaded, move |change| {
-        let _ = &guard;
-        sensors.set_scope(change.scope);
-        sensors.set_pressure(change.pressure);
-        for text in &change.warnings {
-            tracing::warn!("{text}");
-        }
-        for text in &change.news {
-            tracing::info!("{text}");
-        }
-        for text in change.news.into_iter().chain(change.warnings) {
-            audit.append(Entry::Note { text });
-        }
-    })
-}
-
-/// Ends the policies' threads whatever happens.
-struct Stopping(Engine);
-
-impl Drop for Stopping {
-    fn drop(&mut self) {
-        self.0.shutdown();
-    }
 }
 
 fn executor_options(config: &Config, shared: &Shared) -> ExecutorOptions {

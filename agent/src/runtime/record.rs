@@ -2,7 +2,7 @@
 //!
 //! Invariants: no policy is loaded, nothing is acted on, no lock is taken and no folder of the agent's is
 //! touched, so that it runs beside an agent; its eBPF programs and maps are its own. It ends in order at a
-//! signal, after the time, or when the file cannot be written.
+//! signal, after the time, or when the file is full or cannot be written.
 
 use super::roots::Follower;
 use super::tape::Tape;
@@ -11,12 +11,11 @@ use crate::batch::Batch;
 use crate::config::Config;
 use crate::exit::{self, coded};
 use crate::identity::{self, Tables};
-use crate::recording::Progress;
+use crate::recording::{Destination, Progress};
 use crate::sensors::{AttachReport, Sensors, Sink};
 use anyhow::{Context, Result};
 use palisade_abi::{FileKey, Lost, Record, kind};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -28,8 +27,8 @@ const TURN: Duration = Duration::from_millis(500);
 /// What to record.
 #[derive(Clone, Debug)]
 pub struct RecordOptions {
-    /// Into which file.
-    pub output: PathBuf,
+    /// Where to.
+    pub output: Destination,
     /// Bits of [`palisade_abi::Kind::bit`]; the life of processes comes with them.
     pub kinds: u64,
     /// For how long; `None`: until a signal.
@@ -45,7 +44,7 @@ pub struct Recorded {
     pub progress: Progress,
     /// Records that the kernel could not deliver.
     pub lost: u64,
-    /// Records by kind; only in the end.
+    /// Records in the file by kind; only in the end.
     pub kinds: BTreeMap<u16, u64>,
     /// What was attached.
     pub report: AttachReport,
@@ -74,18 +73,14 @@ pub fn record(
         tape,
         tables,
         lost: Arc::clone(&lost),
-        kinds: BTreeMap::new(),
     };
     let began = Instant::now();
-    let thread = named("sensors", move || {
-        let result = sensors.run(&mut sink);
-        (result, sink.kinds)
-    })?;
-    let state = |elapsed, kinds| Recorded {
+    let thread = named("sensors", move || sensors.run(&mut sink))?;
+    let state = |elapsed| Recorded {
         elapsed,
         progress: recorder.progress(),
         lost: lost.load(Relaxed),
-        kinds,
+        kinds: recorder.kinds(),
         report: handle.report(),
     };
     let sensors = handle.clone();
@@ -94,22 +89,25 @@ pub fn record(
         sensors.set_pressure(change.pressure);
     })?;
     let waited = wait(options.limit, || {
-        let state = state(began.elapsed(), BTreeMap::new());
+        let state = state(began.elapsed());
         show(&state);
-        !state.progress.failed && !thread.is_finished() && !roots.has_ended()
+        !state.progress.failed
+            && !state.progress.full
+            && !thread.is_finished()
+            && !roots.has_ended()
     });
     drop(roots);
     let elapsed = began.elapsed();
     handle.stop();
-    let (result, kinds) = thread
+    let result = thread
         .join()
         .map_err(|_| anyhow::anyhow!("the sensor thread panicked"))?;
     recorder
         .finish()
-        .with_context(|| format!("cannot record to {}", options.output.display()))?;
+        .with_context(|| format!("cannot record to {}", options.output.path.display()))?;
     waited?;
     result.map_err(|error| coded(exit::KERNEL, error))?;
-    Ok(state(elapsed, kinds))
+    Ok(state(elapsed))
 }
 
 /// Returns at a signal, after the time, or when `turn` says that it is over.
@@ -146,7 +144,6 @@ struct RecordSink {
     tape: Tape,
     tables: Tables,
     lost: Arc<AtomicU64>,
-    kinds: BTreeMap<u16, u64>,
 }
 
 impl Sink for RecordSink {
@@ -154,7 +151,6 @@ impl Sink for RecordSink {
         self.tables.observe(&batch.records);
         self.tape.batch(&batch, &self.tables);
         for record in batch.records.iter() {
-            *self.kinds.entry(record.header.kind).or_default() += 1;
             if record.header.kind == kind::LOST
                 && let Some(lost) = record.get::<Lost>()
             {

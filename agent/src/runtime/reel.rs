@@ -1,24 +1,25 @@
 //! How the recording of a run fares, for the status and the audit log.
 //!
-//! Invariant: a recording that fails never ends the agent; it is told once, loudly, and shown for as long as the agent runs.
+//! Invariant: a recording that fails, or is full, never ends the agent; it is told once, loudly, and shown for as long as the
+//! agent runs.
 
 use crate::audit::{Audit, Entry};
-use crate::recording::{Progress, Recorder};
+use crate::config::units;
+use crate::recording::{Destination, Progress, Recorder};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
 
 /// The recording of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Reel {
-    path: PathBuf,
+    to: Destination,
     recorder: Recorder,
 }
 
 impl Reel {
-    /// In that file.
-    pub(super) fn new(path: &Path, recorder: Recorder) -> Self {
+    /// Of a run, there.
+    pub(super) fn new(to: &Destination, recorder: Recorder) -> Self {
         Self {
-            path: path.to_owned(),
+            to: to.clone(),
             recorder,
         }
     }
@@ -31,9 +32,11 @@ impl Reel {
     pub(super) fn status(&self) -> Value {
         let failure = self.recorder.failure();
         json!({
-            "path": self.path,
+            "path": self.to.path,
+            "max_bytes": self.to.max_bytes,
             "ok": failure.is_none(),
             "error": failure,
+            "full": self.recorder.is_full(),
             "progress": self.recorder.progress(),
         })
     }
@@ -49,28 +52,29 @@ impl Reel {
         if lost + notes_lost > 0 {
             let text = format!(
                 "the recording {} lacks {lost} record(s) and {notes_lost} note(s)",
-                self.path.display()
+                self.to.path.display()
             );
             tracing::warn!("{text}");
             audit.append(Entry::Note { text });
         }
     }
 
-    /// Writes into the audit log what went wrong since the last time.
+    /// Writes into the audit log what went wrong since the last time, and that the file is full.
     pub(super) fn tell(&self, told: &mut Told, audit: &Audit) {
-        if told.failed {
+        if told.ended {
             return;
         }
+        let path = self.to.path.display();
         let progress = self.recorder.progress();
         let missing = progress.lost + progress.notes_lost;
         if let Some(error) = self.recorder.failure() {
-            told.failed = true;
-            let text = format!(
-                "the recording {} has ended, the agent goes on without it: {error}",
-                self.path.display()
-            );
+            told.ended = true;
+            let text =
+                format!("the recording {path} has ended, the agent goes on without it: {error}");
             audit.append(Entry::Note { text });
-        } else if missing > told.missing {
+            return;
+        }
+        if missing > told.missing {
             audit.append(Entry::Loss {
                 source: "recording".to_owned(),
                 count: missing - told.missing,
@@ -79,12 +83,66 @@ impl Reel {
             });
             told.missing = missing;
         }
+        if progress.full {
+            told.ended = true;
+            let size = units::show_size(self.to.max_bytes);
+            let text = format!(
+                "the recording {path} is full at {size} and has ended in order, the agent goes on without it; for a longer \
+                 one: --max-size"
+            );
+            tracing::warn!("{text}");
+            audit.append(Entry::Note { text });
+        }
     }
 }
 
 /// What the audit log was told about the recording.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Told {
-    failed: bool,
+    /// That it has.
+    ended: bool,
     missing: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{self, Filter};
+    use crate::recording::{self, LEAST_MAX_BYTES, Origin};
+
+    #[test]
+    fn a_full_recording_is_told_once_and_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("audit");
+        let (audit, _) = audit::open(&log, audit::Options::default()).unwrap();
+        let to = Destination {
+            path: dir.path().join("run.arrows"),
+            max_bytes: LEAST_MAX_BYTES,
+        };
+        let recorder = Recorder::start(to.create(&Origin::default()).unwrap()).unwrap();
+        let reel = Reel::new(&to, recorder.clone());
+        let mut told = Told::default();
+        reel.tell(&mut told, &audit);
+        assert_eq!(reel.status()["full"], false);
+        // A chunk that no compression makes small.
+        let tick = |i: u64| recording::Entry::Tick {
+            time_ns: i.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        };
+        assert!(recorder.notes((0..20_000).map(tick).collect()));
+        reel.finish(&mut told, &audit);
+        reel.tell(&mut told, &audit);
+        let status = reel.status();
+        assert_eq!(
+            (&status["ok"], &status["full"], &status["error"]),
+            (&Value::Bool(true), &Value::Bool(true), &Value::Null)
+        );
+        audit.close().unwrap();
+        let records = audit::read(&log, &Filter::default()).unwrap();
+        let texts = records.iter().filter_map(|record| record.text(&["text"]));
+        let texts: Vec<&str> = texts.collect();
+        let [text] = texts[..] else {
+            panic!("{texts:?}");
+        };
+        assert!(text.contains("run.arrows is full at 64KiB"), "{text}");
+    }
 }

@@ -7,12 +7,11 @@ use crate::batch::Batch;
 use crate::boot_clock;
 use crate::config::Config;
 use crate::identity::Tables;
-use crate::recording::{CoreStart, Entry, Identity, Origin, Recorder, Writer, digest};
+use crate::recording::{CoreStart, Destination, Entry, Identity, Origin, Recorder, digest};
 use anyhow::{Context, Result};
 use palisade_abi::{ModelFile, kind};
 use palisade_core::{Input, PolicyOutput, ProcessId, Target, TargetFacts, WorkloadId};
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Identities remembered as written; beyond it they are written again.
@@ -36,22 +35,23 @@ enum Key {
 }
 
 impl Tape {
-    /// Begins a recording in that file, of no policies.
-    pub(super) fn create(path: &Path, config: &Config) -> Result<Self> {
-        let recorder = Writer::create(path, &origin(config, Vec::new()))
+    /// Begins a recording there, of no policies.
+    pub(super) fn create(to: &Destination, config: &Config) -> Result<Self> {
+        let recorder = to
+            .create(&origin(config, Vec::new()))
             .map_err(anyhow::Error::from)
             .and_then(|writer| Ok(Recorder::start(writer)?))
-            .with_context(|| format!("cannot record to {}", path.display()))?;
+            .with_context(|| format!("cannot record to {}", to.path.display()))?;
         Ok(Self::of(recorder))
     }
 
-    /// The recording of a run in that file, which is made when the recorder is told to begin: a start that fails leaves an
+    /// The recording of a run, whose file is made when the recorder is told to begin: a start that fails leaves an
     /// earlier run's recording where it is.
-    pub(super) fn of_run(path: &Path, config: &Config) -> Result<Self> {
+    pub(super) fn of_run(to: &Destination, config: &Config) -> Result<Self> {
         let policies = config.policies.iter().map(|policy| policy.name.clone());
         let origin = origin(config, policies.collect());
-        let path = path.to_owned();
-        let recorder = Recorder::waiting(move || Writer::create(&path, &origin));
+        let to = to.clone();
+        let recorder = Recorder::waiting(move || to.create(&origin));
         Ok(Self::of(recorder.context("cannot start a recording")?))
     }
 
@@ -79,6 +79,11 @@ impl Tape {
 
     /// Records a batch.
     pub(super) fn batch(&mut self, batch: &Batch, tables: &Tables) {
+        if self.recorder.is_full() {
+            // Nothing is looked up for a file that takes no more.
+            self.written = HashSet::new();
+            return;
+        }
         if self.written.len() > REMEMBERED {
             self.written.clear();
         }
@@ -190,6 +195,10 @@ impl Notes {
 
     /// The core hears `input` now.
     pub(super) fn heard(&mut self, time_ns: u64, input: &Input) {
+        if self.recorder.is_full() {
+            self.told = HashMap::new();
+            return;
+        }
         let entries = match input {
             Input::Requests(output) => self.order(time_ns, output),
             Input::Tick => vec![Entry::Tick { time_ns }],

@@ -227,6 +227,37 @@ fn policies_that_do_not_start() {
 }
 
 #[test]
+fn loaded_together_they_start_in_their_order_all_or_none() {
+    let bed = Bed::new();
+    let names = ["c", "a", "d", "b", "e"];
+    for name in names {
+        bed.write(name, &GOOD.build());
+    }
+    bed.write("bad", b"no policy");
+    bed.write("worse", b"neither");
+    let all = |names: &[&str]| {
+        let sources = names.iter().map(|name| bed.source(name)).collect();
+        bed.engine.load_all(sources)
+    };
+    let (name, error) = all(&["c", "bad", "a", "worse"]).unwrap_err();
+    assert_eq!(name, "bad", "the first in their order");
+    assert!(matches!(error, LoadError::NotWasm { .. }), "{error}");
+    let (name, error) = all(&["c", "a", "c"]).unwrap_err();
+    assert_eq!(name, "c");
+    assert!(matches!(error, LoadError::AlreadyLoaded { .. }), "{error}");
+    assert!(bed.engine.status().is_empty(), "none of them runs");
+    let loaded = all(&names).unwrap();
+    assert!(loaded.iter().map(|policy| &policy.name).eq(names));
+    assert!(all(&["a"]).is_err(), "it runs");
+    assert!(all(&[]).unwrap().is_empty());
+    let told = bed.finish().into_iter().filter_map(|event| match event {
+        PolicyEvent::Loaded { policy, .. } => Some(policy.name),
+        _ => None,
+    });
+    assert!(told.eq(names));
+}
+
+#[test]
 fn names_are_unique_and_must_exist() {
     let bed = Bed::new();
     bed.load("p", &GOOD.build());
