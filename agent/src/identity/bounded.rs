@@ -61,6 +61,13 @@ impl<K: Eq + Hash + Copy, V> Bounded<K, V> {
         self.entries.remove(key).map(|(value, _)| value)
     }
 
+    /// Drops the entry to make room.
+    pub(super) fn evict(&mut self, key: &K) {
+        if self.entries.remove(key).is_some() {
+            self.evicted += 1;
+        }
+    }
+
     /// The entry is the first to go when room is needed.
     pub(super) fn demote(&mut self, key: &K) {
         if let Some((_, used)) = self.entries.get_mut(key) {
@@ -74,6 +81,12 @@ impl<K: Eq + Hash + Copy, V> Bounded<K, V> {
 
     pub(super) fn evicted(&self) -> u64 {
         self.evicted
+    }
+
+    /// Look-ups and changes so far.
+    #[cfg(test)]
+    pub(super) fn uses(&self) -> u64 {
+        self.uses.load(Relaxed)
     }
 
     fn make_room(&mut self) {

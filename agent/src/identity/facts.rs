@@ -6,7 +6,7 @@
 
 use super::layout::Layout;
 use super::proc::{self, Stat};
-use super::workloads;
+use super::search;
 use super::{ScopeRoots, Tables};
 use palisade_core::{Member, ProcessId, Target, TargetFacts, WorkloadId};
 use rustix::io::Errno;
@@ -29,7 +29,7 @@ pub(super) fn facts(tables: &Tables, target: &Target, scope: &ScopeRoots) -> Tar
     let result = found.and_then(|(id, cgroup)| {
         let members = members(tables, &cgroup)?;
         // The cgroup may have been replaced by another of the same name meanwhile.
-        if !workloads::is_at(tables.layout(), id, &cgroup) {
+        if !search::is_at(tables.layout(), id, &cgroup) {
             return Err(format!("cgroup {cgroup} was removed"));
         }
         Ok((id, cgroup, members))
@@ -71,9 +71,9 @@ fn of_workload(tables: &Tables, id: WorkloadId) -> Result<(WorkloadId, String), 
     let layout = tables.layout();
     let known = tables.workload(id).map(|info| info.cgroup);
     known
-        .filter(|cgroup| workloads::is_at(layout, id, cgroup))
+        .filter(|cgroup| search::is_at(layout, id, cgroup))
         .or_else(|| {
-            let cgroup = workloads::find(layout, id, None)?;
+            let cgroup = search::walk(layout, &[id]).remove(&id)?;
             tables.remember_workload(id, &cgroup);
             Some(cgroup)
         })

@@ -12,8 +12,10 @@ pub mod container;
 mod facts;
 mod files;
 pub mod layout;
+mod observe;
 mod proc;
 mod processes;
+mod search;
 mod workloads;
 
 pub use container::{Names, Runtime, names};
@@ -24,7 +26,7 @@ pub use workloads::WorkloadInfo;
 
 use bounded::Bounded;
 use layout::Layout;
-use palisade_abi::{Exec, FileKey, Fork, Record, kind};
+use palisade_abi::{FileKey, Record};
 use palisade_core::{ProcessId, Target, TargetFacts, WorkloadId};
 use proc::{Stat, Tick};
 use processes::{Change, Processes};
@@ -93,8 +95,10 @@ pub struct Stats {
     pub workloads: usize,
     /// Workloads dropped to make room.
     pub workloads_evicted: u64,
-    /// Searches for a workload id that found no cgroup.
+    /// Searches for a workload id that found no cgroup, or were not made because too many waited.
     pub workloads_unresolved: u64,
+    /// Walks through the tree of cgroups for what was found in no cheaper way.
+    pub workload_walks: u64,
     /// Files known.
     pub files: usize,
     /// Files dropped to make room.
@@ -170,75 +174,9 @@ impl Tables {
             };
             let workload = info.workload;
             self.write().processes.apply(Change::Seen(info));
-            self.resolve(workload, Some(pid), 0);
+            self.resolve(workload, pid, 0);
         }
         Ok(())
-    }
-
-    /// Takes in what records say about processes and workloads. Frequent raw kinds are passed
-    /// over: the samples of the same window say the same.
-    pub fn observe(&self, records: &[Record]) {
-        let mut changes = Vec::new();
-        let mut now_ns = 0;
-        for record in records {
-            let header = &record.header;
-            now_ns = now_ns.max(header.time_ns);
-            let process = ProcessId {
-                pid: header.pid,
-                start_ns: header.start_ns,
-            };
-            let workload = Some(WorkloadId(header.workload)).filter(|id| id.0 != 0);
-            let change = match header.kind {
-                kind::EXEC => record.get::<Exec>().map(|exec| Change::Exec {
-                    process,
-                    parent_pid: exec.parent,
-                    comm: text(&exec.comm),
-                    exe: self.exe_of(process, header.time_ns),
-                    workload,
-                }),
-                kind::FORK => record.get::<Fork>().map(|fork| Change::Fork {
-                    parent: process,
-                    child: ProcessId {
-                        pid: fork.child,
-                        start_ns: fork.child_start_ns,
-                    },
-                    workload,
-                }),
-                kind::EXIT => Some(Change::Exit {
-                    process,
-                    at_ns: header.time_ns,
-                }),
-                kind::SAMPLE_SCHED | kind::SAMPLE_MAPS | kind::SAMPLE_GPU | kind::MODEL_OPEN => {
-                    self.touch(process, workload)
-                }
-                _ => continue,
-            };
-            changes.extend(change);
-            self.resolve(workload, Some(header.pid), header.time_ns);
-        }
-        if changes.is_empty() {
-            return;
-        }
-        let mut state = self.write();
-        for change in changes {
-            state.processes.apply(change);
-        }
-        state.processes.purge(now_ns);
-    }
-
-    /// A process that was seen at work: news only if it is unknown or has moved.
-    fn touch(&self, process: ProcessId, workload: Option<WorkloadId>) -> Option<Change> {
-        if process.pid == 0 {
-            return None;
-        }
-        let known = self.read().processes.get(process).map(|info| info.workload);
-        match known {
-            Some(before) if workload.is_none() || before == workload => return None,
-            _ => {}
-        }
-        let mut info = self.look_at(process.pid, Some(process))?;
-        info.workload = workload.or(info.workload);
-        Some(Change::Seen(info))
     }
 
     /// What /proc says of a pid; of exactly `process` if given.
@@ -286,16 +224,8 @@ impl Tables {
         self.write().executed.insert(at, path.to_owned());
     }
 
-    fn resolve(&self, id: Option<WorkloadId>, pid: Option<u32>, now_ns: u64) {
-        let Some(id) = id else { return };
-        if self.read().workloads.wanted(id, now_ns) {
-            let cgroup = workloads::find(self.layout(), id, pid);
-            self.write().workloads.put(id, cgroup, now_ns);
-        }
-    }
-
     fn remember_workload(&self, id: WorkloadId, cgroup: &str) {
-        self.write().workloads.put(id, Some(cgroup.to_owned()), 0);
+        self.write().workloads.put(id, cgroup.to_owned());
     }
 
     /// With its start as exact as it is known.
@@ -366,6 +296,7 @@ impl Tables {
             workloads: state.workloads.len(),
             workloads_evicted: state.workloads.evicted(),
             workloads_unresolved: state.workloads.unresolved,
+            workload_walks: state.workloads.walks,
             files: state.files.len(),
             files_evicted: state.files.evicted(),
         }
@@ -375,15 +306,6 @@ impl Tables {
 /// Whether a path that the kernel programs told goes up to the root.
 fn is_whole(path: &str) -> bool {
     path.starts_with('/')
-}
-
-/// NUL-padded kernel text, lossy.
-fn text(bytes: &[u8]) -> String {
-    let end = bytes
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 #[cfg(test)]

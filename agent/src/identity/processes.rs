@@ -50,7 +50,13 @@ pub(super) enum Change {
     },
     Exit {
         process: ProcessId,
+        workload: Option<WorkloadId>,
         at_ns: u64,
+    },
+    /// A record says where it is now; news only of one that is known.
+    Moved {
+        process: ProcessId,
+        workload: Option<WorkloadId>,
     },
 }
 
@@ -60,7 +66,7 @@ pub(super) struct Processes {
     entries: Bounded<Key, ProcessInfo>,
     /// The latest start seen of each pid.
     current: HashMap<u32, u64>,
-    /// Ends, oldest first.
+    /// Ends, oldest first; at most `capacity`.
     ended: VecDeque<(u64, Key)>,
     grace_ns: u64,
     capacity: usize,
@@ -144,14 +150,27 @@ impl Processes {
                     self.put(info);
                 }
             }
-            Change::Exit { process, at_ns } => {
+            Change::Exit {
+                process,
+                workload,
+                at_ns,
+            } => {
                 let key = self.key(process);
                 if let Some(info) = self.entries.get_mut(&key)
                     && info.exited_ns.is_none()
                 {
+                    info.workload = workload.or(info.workload);
                     info.exited_ns = Some(at_ns);
                     self.entries.demote(&key);
                     self.ended.push_back((at_ns, key));
+                    self.bound_ended();
+                }
+            }
+            Change::Moved { process, workload } => {
+                let key = self.key(process);
+                if let Some(info) = self.entries.get_mut(&key) {
+                    info.process = process;
+                    info.workload = workload.or(info.workload);
                 }
             }
         }
@@ -188,6 +207,22 @@ impl Processes {
         }
     }
 
+    /// More ends than there is room for are not remembered, however short ago: the oldest go.
+    fn bound_ended(&mut self) {
+        while self.ended.len() > self.capacity
+            && let Some((_, key)) = self.ended.pop_front()
+        {
+            self.entries.evict(&key);
+            self.forget_pid(key);
+        }
+    }
+
+    fn forget_pid(&mut self, key: Key) {
+        if self.current.get(&key.pid) == Some(&key.ticks) {
+            self.current.remove(&key.pid);
+        }
+    }
+
     /// Forgets what ended more than the grace period ago.
     pub(super) fn purge(&mut self, now_ns: u64) {
         while let Some((at_ns, key)) = self.ended.front().copied() {
@@ -196,9 +231,7 @@ impl Processes {
             }
             self.ended.pop_front();
             self.entries.remove(&key);
-            if self.current.get(&key.pid) == Some(&key.ticks) {
-                self.current.remove(&key.pid);
-            }
+            self.forget_pid(key);
         }
     }
 
@@ -208,5 +241,18 @@ impl Processes {
 
     pub(super) fn evicted(&self) -> u64 {
         self.entries.evicted()
+    }
+}
+
+#[cfg(test)]
+impl Processes {
+    /// Ends that are remembered.
+    pub(super) fn ends(&self) -> usize {
+        self.ended.len()
+    }
+
+    /// Look-ups so far.
+    pub(super) fn uses(&self) -> u64 {
+        self.entries.uses()
     }
 }

@@ -2,9 +2,10 @@
 
 mod ended_leader;
 mod executed;
+mod learning;
 
 use super::*;
-use palisade_abi::{Exit, Header, ModelFile, SampleSched};
+use palisade_abi::{Exec, Exit, Fork, Header, ModelFile, SampleSched};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -440,12 +441,14 @@ fn a_workload_id_is_found_in_the_tree_and_a_wrong_one_is_not_searched_for_again(
     let id = tables.layout().workload_id(&cgroup.path).unwrap();
     let child = Own::sleeper();
     let process = id_of(&tables, child.pid());
+    // By a clock that stands still, so that no walk is followed by a rest.
+    let now = std::time::Instant::now();
     // The process is elsewhere: the id must be found by itself.
-    tables.observe(&[exec(process, id.0, b"x")]);
+    tables.observe_by(&[exec(process, id.0, b"x")], || now);
     assert_eq!(tables.workload(id).unwrap().cgroup, cgroup.path);
     assert_eq!(tables.process(process).unwrap().workload, Some(id));
     for _ in 0..5 {
-        tables.observe(&[exec(process, u64::MAX, b"x")]);
+        tables.observe_by(&[exec(process, u64::MAX, b"x")], || now);
     }
     assert_eq!(tables.stats().workloads_unresolved, 1);
     assert_eq!(tables.workload(WorkloadId(u64::MAX)), None);

@@ -1,18 +1,15 @@
 //! The workload table: which cgroup a workload id is, and whose.
 //!
 //! Invariant: an entry's path led to a directory with exactly that inode when it was made; whoever
-//! acts on a path checks the inode again. Reads directories, never writes.
+//! acts on a path checks the inode again. No I/O here.
 
 use super::bounded::Bounded;
 use super::container::{self, Runtime};
-use super::layout::Layout;
+use super::search::Pace;
 use palisade_core::WorkloadId;
-use std::fs;
-use std::os::unix::fs::DirEntryExt;
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::time::Instant;
 
-/// Directories that one search looks at, at most.
-const MAX_DIRECTORIES: usize = 65_536;
 /// An id that was not found is not looked for again for so long.
 const RETRY_NS: u64 = 10_000_000_000;
 
@@ -50,7 +47,12 @@ pub(super) struct Workloads {
     entries: Bounded<WorkloadId, WorkloadInfo>,
     /// Ids that were not found, and when they may be looked for again.
     missing: Bounded<WorkloadId, u64>,
+    /// Ids that the next walk is to look for, and when they were asked for last.
+    waiting: HashMap<WorkloadId, u64>,
+    capacity: usize,
+    pace: Pace,
     pub(super) unresolved: u64,
+    pub(super) walks: u64,
 }
 
 impl Workloads {
@@ -58,7 +60,11 @@ impl Workloads {
         Self {
             entries: Bounded::new(capacity),
             missing: Bounded::new(capacity),
+            waiting: HashMap::new(),
+            capacity,
+            pace: Pace::default(),
             unresolved: 0,
+            walks: 0,
         }
     }
 
@@ -76,13 +82,50 @@ impl Workloads {
                 .is_none_or(|retry_ns| now_ns >= *retry_ns)
     }
 
-    pub(super) fn put(&mut self, id: WorkloadId, cgroup: Option<String>, now_ns: u64) {
-        if let Some(cgroup) = cgroup {
-            self.missing.remove(&id);
-            self.entries.insert(id, WorkloadInfo::of_cgroup(cgroup));
+    pub(super) fn put(&mut self, id: WorkloadId, cgroup: String) {
+        self.missing.remove(&id);
+        self.waiting.remove(&id);
+        self.entries.insert(id, WorkloadInfo::of_cgroup(cgroup));
+    }
+
+    /// Leaves it to the next walk. Where too many wait, it is asked for again with its next record.
+    pub(super) fn wait_for(&mut self, id: WorkloadId, now_ns: u64) {
+        if self.waiting.len() < self.capacity || self.waiting.contains_key(&id) {
+            self.waiting.insert(id, now_ns);
         } else {
             self.unresolved += 1;
-            self.missing.insert(id, now_ns.saturating_add(RETRY_NS));
+        }
+    }
+
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The ids that a walk is to look for now; none during a rest.
+    pub(super) fn begin_walk(&mut self, now: Instant) -> HashMap<WorkloadId, u64> {
+        if !self.pace.may_walk(now) {
+            return HashMap::new();
+        }
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// What the walk from `begun` to `ended` has found of them.
+    pub(super) fn end_walk(
+        &mut self,
+        asked: HashMap<WorkloadId, u64>,
+        mut found: HashMap<WorkloadId, String>,
+        begun: Instant,
+        ended: Instant,
+    ) {
+        self.walks += 1;
+        self.pace.walked(begun, ended);
+        for (id, asked_ns) in asked {
+            if let Some(cgroup) = found.remove(&id) {
+                self.put(id, cgroup);
+            } else {
+                self.unresolved += 1;
+                self.missing.insert(id, asked_ns.saturating_add(RETRY_NS));
+            }
         }
     }
 
@@ -93,53 +136,4 @@ impl Workloads {
     pub(super) fn evicted(&self) -> u64 {
         self.entries.evicted()
     }
-}
-
-/// The path of the cgroup with that id. First where `pid` is now (cheap, and nearly always
-/// right), then everywhere.
-pub(super) fn find(layout: &Layout, id: WorkloadId, pid: Option<u32>) -> Option<String> {
-    if let Some(cgroup) = pid.and_then(|pid| layout.cgroup_of_pid(pid).ok())
-        && is_at(layout, id, &cgroup)
-    {
-        return Some(cgroup);
-    }
-    search(layout, id)
-}
-
-/// Whether the cgroup at that path is the one with that id, now.
-pub(super) fn is_at(layout: &Layout, id: WorkloadId, cgroup: &str) -> bool {
-    layout.workload_id(cgroup).is_ok_and(|found| found == id)
-}
-
-fn search(layout: &Layout, id: WorkloadId) -> Option<String> {
-    if is_at(layout, id, "/") {
-        return Some("/".to_owned());
-    }
-    let mut pending: Vec<(PathBuf, String)> = vec![(layout.id_root.clone(), String::new())];
-    let mut looked_at = 0;
-    while let Some((dir, cgroup)) = pending.pop() {
-        // A directory that goes away meanwhile is a cgroup that was removed.
-        let Ok(entries) = fs::read_dir(&dir) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            looked_at += 1;
-            // Names that are not UTF-8 cannot be told apart once lossy: leave them out.
-            let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
-                continue;
-            };
-            let path = format!("{cgroup}/{name}");
-            if entry.ino() == id.0 && is_at(layout, id, &path) {
-                return Some(path);
-            }
-            pending.push((entry.path(), path));
-        }
-        if looked_at > MAX_DIRECTORIES {
-            return None;
-        }
-    }
-    None
 }

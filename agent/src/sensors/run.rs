@@ -358,7 +358,7 @@ impl Sensors {
         // With the window that a skipped run is missing from: nothing may be decided on it before that is known.
         let runs = self.hooks.runs(&self.ebpf);
         turn.losses
-            .collect(&self.maps.losses, &runs, now_ns, &mut records);
+            .collect(&mut self.maps.losses, &runs, now_ns, &mut records);
         records.extend(self.tell_absent(turn, now_ns));
         turn.deliver(records, true);
 
