@@ -10,12 +10,17 @@ use super::{
     hooks::{self, Hook, Rung},
     ladder,
     links::{Attached, Attacher, Types},
+    load::take,
     offsets::{Group, Missing},
     places::Places,
     program_info,
     tracefs::TracefsError,
 };
-use aya::{Ebpf, maps::Array, programs::ProgramError};
+use aya::{
+    Ebpf,
+    maps::{Array, MapData},
+    programs::ProgramError,
+};
 use serde::Serialize;
 use std::{io, path::PathBuf};
 
@@ -76,7 +81,7 @@ impl std::fmt::Display for HookReport {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ProgramRuns {
     /// Hook.
-    pub hook: String,
+    pub hook: &'static str,
     /// Runs; only counted while `kernel.bpf_stats_enabled` is 1.
     pub runs: u64,
     /// Time of all runs, nanoseconds; as above.
@@ -93,6 +98,8 @@ struct Slot {
     failed: Vec<(Rung, SensorError)>,
     /// The rung that worked once is tried first, and its program is loaded already.
     loaded: Vec<&'static str>,
+    /// See [`Hook::missed`].
+    missed: Option<Array<MapData, u64>>,
 }
 
 /// The hooks and their state.
@@ -117,27 +124,29 @@ impl Hooks {
     /// Nothing is attached yet. `missing` are the members that the kernel's BTF lacks; for the
     /// others see [`super::SensorOptions`].
     pub(super) fn new(
+        ebpf: &mut Ebpf,
         places: Places,
         missing: Vec<Missing>,
         avoid: Vec<Way>,
         cuda_library: Option<PathBuf>,
-    ) -> Self {
-        let slots = hooks::all()
-            .map(|hook| Slot {
+    ) -> Result<Self, SensorError> {
+        let slot = |hook: &'static Hook| {
+            Ok(Slot {
                 hook,
                 attached: None,
                 failed: Vec::new(),
                 loaded: Vec::new(),
+                missed: hook.missed.map(|map| take(ebpf, map)).transpose()?,
             })
-            .collect();
-        Self {
-            slots,
+        };
+        Ok(Self {
+            slots: hooks::all().map(slot).collect::<Result<_, SensorError>>()?,
             missing,
             places,
             avoid,
             cuda_library,
             kinds: 0,
-        }
+        })
     }
 
     /// Detaches what `kinds` does not need, last hook first.
@@ -237,43 +246,34 @@ impl Hooks {
 
     /// What the kernel counts about the attached programs.
     pub(super) fn runs(&self, ebpf: &Ebpf) -> Vec<ProgramRuns> {
+        let told = |program: &str| program_info::runs(ebpf.program(program)?.fd().ok()?);
         let attached = self.slots.iter().filter_map(|slot| {
             let (rung, _) = slot.attached.as_ref()?;
-            Some((slot.hook, rung.programs()))
-        });
-        let told = |program: &str| program_info::runs(ebpf.program(program)?.fd().ok()?);
-        attached
-            .map(|(hook, programs)| {
-                let sum = ProgramRuns {
-                    hook: hook.name.into(),
-                    kinds: hook.kinds,
-                    ..ProgramRuns::default()
-                };
-                // A program whose place the machine lacks is not loaded.
-                programs.filter_map(told).fold(sum, |sum, one| ProgramRuns {
-                    runs: sum.runs + one.run_cnt,
-                    run_ns: sum.run_ns + one.run_time_ns,
-                    skipped: sum.skipped + one.recursion_misses,
-                    ..sum
-                })
-            })
-            .map(|sum| ProgramRuns {
-                skipped: sum.skipped + missed_returns(ebpf, sum.kinds),
+            let sum = ProgramRuns {
+                hook: slot.hook.name,
+                kinds: slot.hook.kinds,
+                skipped: slot.missed_returns(),
+                ..ProgramRuns::default()
+            };
+            // A program whose place the machine lacks is not loaded.
+            let each = rung.programs().filter_map(told);
+            Some(each.fold(sum, |sum, one| ProgramRuns {
+                runs: sum.runs + one.run_cnt,
+                run_ns: sum.run_ns + one.run_time_ns,
+                skipped: sum.skipped + one.recursion_misses,
                 ..sum
-            })
-            .collect()
+            }))
+        });
+        attached.collect()
     }
 }
 
-/// Returns of driver calls that the programs for just these kinds were not shown, as they found out. Most
-/// it has counted as skipped runs, too: these are told twice, which is the careful side.
-fn missed_returns(ebpf: &Ebpf, kinds: u64) -> u64 {
-    if kinds != hooks::GPU {
-        return 0;
+impl Slot {
+    /// Most of them the kernel has counted as skipped runs, too: these are told twice, which is the careful side.
+    fn missed_returns(&self) -> u64 {
+        let missed = self.missed.as_ref();
+        missed.map_or(0, |missed| missed.get(&0, 0).unwrap_or(0))
     }
-    let map = ebpf.map("MISSED_RETURNS");
-    let missed = map.and_then(|map| Array::<_, u64>::try_from(map).ok());
-    missed.map_or(0, |missed| missed.get(&0, 0).unwrap_or(0))
 }
 
 /// Whether a rung is left out: its way is unwanted, and the hook has another one.

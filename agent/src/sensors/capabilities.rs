@@ -1,8 +1,12 @@
-//! What this kernel and this process allow, for `palisade doctor`. A trial attaches every hook
+//! What this kernel and this process allow, for `palisade doctor`. A trial attaches every hook of the kernel's
 //! with nobody watched and detaches it again; nothing else is changed.
+//!
+//! Invariant: no other process is touched. So CUDA's library is looked for, and no breakpoint is set in it: that could
+//! end a process whose seccomp filter does not know the kernel's `uretprobe` call.
 
 use super::{
-    AttachReport, Preemption, Scope, SensorOptions, Sensors, Way, load::BTF_PATH, tracefs,
+    AttachReport, Preemption, Scope, SensorOptions, Sensors, Way, cuda, hooks, load::BTF_PATH,
+    tracefs,
 };
 use aya::{
     maps::MapType,
@@ -38,7 +42,9 @@ pub struct Capabilities {
     pub ring_buffer: Result<(), String>,
     /// Tracepoint programs work; the error if not.
     pub tracepoints: Result<(), String>,
-    /// Outcome of attaching every hook for a moment; `None` without an eBPF object or privileges.
+    /// Where CUDA's library is; the error if it cannot be watched.
+    pub cuda_library: Result<String, String>,
+    /// Outcome of attaching every hook of the kernel's for a moment; `None` without an eBPF object or privileges.
     pub trial: Option<Result<AttachReport, String>>,
     /// `kernel.unprivileged_bpf_disabled`, if the kernel has it.
     pub unprivileged_bpf_disabled: Option<u32>,
@@ -70,6 +76,9 @@ pub fn capabilities(object: Option<&[u8]>, cgroup_v2: bool, avoid: &[Way]) -> Ca
         tracepoints: answer(
             is_program_supported(ProgramType::TracePoint).map_err(|e| super::attach::chain(&e)),
         ),
+        cuda_library: cuda::Library::find(None, hooks::CUDA_LAUNCHES)
+            .map(|library| library.path().display().to_string())
+            .map_err(|error| error.to_string()),
         trial: object
             .filter(|_| may_load())
             .map(|object| trial(object, cgroup_v2, avoid)),
@@ -86,7 +95,7 @@ fn trial(object: &[u8], cgroup_v2: bool, avoid: &[Way]) -> Result<AttachReport, 
     let options = SensorOptions {
         scope: Scope::Cgroups(Vec::new()),
         devices: Vec::new(),
-        kinds: Kind::ALL.iter().fold(0, |bits, kind| bits | kind.bit()),
+        kinds: Kind::ALL.iter().fold(0, |bits, kind| bits | kind.bit()) & !hooks::CUDA,
         window: Duration::from_secs(1),
         ring_bytes: 0,
         max_processes: 1,

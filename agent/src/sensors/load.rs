@@ -10,6 +10,7 @@ use super::{
     devices, families,
     hooks::{self, needed},
     in_flight::InFlightView,
+    kernel_version,
     net_offsets::{resolve_net, resolve_pci},
     offsets::{self, Group},
     path::resolve_path,
@@ -81,6 +82,8 @@ impl Sensors {
         if !may_load() {
             return Err(SensorError::NotRoot);
         }
+        let uname = rustix::system::uname();
+        kernel_version::check(&uname.release().to_string_lossy())?;
         let data = std::fs::read(BTF_PATH).map_err(|source| SensorError::NoBtf {
             path: BTF_PATH,
             source,
@@ -160,7 +163,13 @@ impl Sensors {
             ring: take(&mut ebpf, "EVENTS")?,
             families,
             pids: Pids::new(&mut ebpf, &options.devices)?,
-            hooks: Hooks::new(places, missing, options.avoid, options.cuda_library),
+            hooks: Hooks::new(
+                &mut ebpf,
+                places,
+                missing,
+                options.avoid,
+                options.cuda_library,
+            )?,
             ebpf,
             maps,
             under_way,

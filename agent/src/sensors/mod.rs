@@ -20,6 +20,7 @@ mod drain;
 mod families;
 mod hooks;
 mod in_flight;
+mod kernel_version;
 mod ladder;
 mod links;
 mod load;
@@ -48,6 +49,7 @@ pub use btf::BtfError;
 pub use capabilities::{Capabilities, capabilities};
 pub use cuda::CudaError;
 pub use in_flight::{InFlightView, sees_kernel_pids};
+pub use kernel_version::{OLDEST_KERNEL, kernel_version};
 pub use ladder::{Brief, SignalHook, SignalReport, kind_names};
 pub use load::Sensors;
 pub use offsets::Group;
@@ -200,6 +202,12 @@ pub enum SensorError {
     /// Loading programs needs privileges.
     #[error("loading eBPF programs needs root, or CAP_BPF and CAP_PERFMON")]
     NotRoot,
+    /// See [`OLDEST_KERNEL`].
+    #[error("this kernel ({release}) is older than {}.{}", OLDEST_KERNEL.0, OLDEST_KERNEL.1)]
+    TooOld {
+        /// As `uname -r`.
+        release: String,
+    },
     /// The kernel was built without type information.
     #[error("this kernel has no BTF ({path}: {source}); it needs CONFIG_DEBUG_INFO_BTF=y")]
     NoBtf {

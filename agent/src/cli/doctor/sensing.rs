@@ -1,19 +1,17 @@
 //! Whether the kernel lets the agent see.
 
 use super::Check;
-use crate::sensors::{AttachReport, Capabilities, HookReport, Preemption, Way};
+use crate::sensors::{
+    AttachReport, Capabilities, HookReport, OLDEST_KERNEL, Preemption, Way, kernel_version,
+};
 use palisade_abi::Kind;
 
 /// Name of the check for the embedded object, which has an exit code of its own.
 pub(super) const OBJECT: &str = "eBPF programs";
 
-/// Oldest kernel that is tested.
-const TESTED: (u32, u32) = (6, 1);
-/// Oldest kernel that should work.
-const OLDEST: (u32, u32) = (5, 15);
 /// From here on programs at tracepoints may be preempted.
 const TRACEPOINTS_PREEMPTED: (u32, u32) = (7, 0);
-const DISTRIBUTION_KERNEL: &str = "boot a stock kernel of Debian 12, Ubuntu 22.04 or later";
+const DISTRIBUTION_KERNEL: &str = "boot a stock kernel of Debian 12, Ubuntu 24.04 or later";
 
 /// One check a capability.
 pub(super) fn checks(found: &Capabilities, object_bytes: Option<usize>) -> Vec<Check> {
@@ -51,6 +49,7 @@ pub(super) fn checks(found: &Capabilities, object_bytes: Option<usize>) -> Vec<C
         Some(Ok(report)) => {
             checks.push(preemption(found, report));
             checks.extend(hooks(report));
+            checks.push(cuda(&found.cuda_library));
         }
         Some(Err(error)) => checks.push(Check::missing(
             "hooks",
@@ -75,11 +74,13 @@ fn preemption(found: &Capabilities, report: &AttachReport) -> Check {
     };
     match found.preemption {
         Preemption::None => Check::ok(name, "none inside the kernel: no program is skipped for it"),
-        Preemption::Full if version(&found.kernel) >= Some(TRACEPOINTS_PREEMPTED) => Check::warn(
-            name,
-            "the kernel may preempt programs, at tracepoints too, and skips those of others meanwhile",
-            "watch the losses by hook-skipped; avoid = [\"fexit\"] below [sensors] spares the opens of model files",
-        ),
+        Preemption::Full if kernel_version(&found.kernel) >= Some(TRACEPOINTS_PREEMPTED) => {
+            Check::warn(
+                name,
+                "the kernel may preempt programs, at tracepoints too, and skips those of others meanwhile",
+                "watch the losses by hook-skipped; avoid = [\"fexit\"] below [sensors] spares the opens of model files",
+            )
+        }
         Preemption::Full if trampolines() => Check::warn(
             name,
             "the kernel may preempt programs at functions' returns (fexit), and skips those of others meanwhile",
@@ -99,7 +100,19 @@ fn preemption(found: &Capabilities, report: &AttachReport) -> Check {
 
 /// What each hook is attached to, and what policies go without where one is not.
 fn hooks(report: &AttachReport) -> Vec<Check> {
-    report.hooks.iter().map(hook).collect()
+    let tried = report.hooks.iter().filter(|hook| hook.wanted);
+    tried.map(hook).collect()
+}
+
+/// Where CUDA calls could be watched. Nothing is tried: see [`crate::sensors::Capabilities`].
+fn cuda(library: &Result<String, String>) -> Check {
+    Check::ok(
+        "CUDA calls",
+        match library {
+            Ok(path) => format!("can be watched in {path}; not tried, as that touches its users"),
+            Err(error) => error.clone(),
+        },
+    )
 }
 
 fn hook(hook: &HookReport) -> Check {
@@ -146,16 +159,14 @@ fn hook(hook: &HookReport) -> Check {
 fn kernel(release: &str, machine: &str) -> Check {
     let name = "kernel";
     let detail = format!("{release} on {machine}");
-    match version(release) {
-        Some(version) if version >= TESTED => Check::ok(name, detail),
-        Some(version) if version >= OLDEST => Check::warn(
-            name,
-            format!("{detail}: should work, but is not tested"),
-            DISTRIBUTION_KERNEL,
-        ),
+    match kernel_version(release) {
+        Some(version) if version >= OLDEST_KERNEL => Check::ok(name, detail),
         Some(_) => Check::missing(
             name,
-            format!("{detail}: older than {}.{}", OLDEST.0, OLDEST.1),
+            format!(
+                "{detail}: older than {}.{}",
+                OLDEST_KERNEL.0, OLDEST_KERNEL.1
+            ),
             DISTRIBUTION_KERNEL,
         ),
         None => Check::warn(
@@ -164,12 +175,6 @@ fn kernel(release: &str, machine: &str) -> Check {
             DISTRIBUTION_KERNEL,
         ),
     }
-}
-
-/// `6.18.44-x` → (6, 18)
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn object(bytes: Option<usize>) -> Check {
@@ -268,6 +273,7 @@ mod tests {
                 ],
                 unavailable: 0,
             })),
+            cuda_library: Ok("/usr/lib/libcuda.so.1".into()),
             unprivileged_bpf_disabled: Some(2),
             lockdown: Some("none".into()),
         }
@@ -285,7 +291,8 @@ mod tests {
         type Row = (&'static str, fn(&mut Capabilities), Status);
         let rows: &[Row] = &[
             ("kernel", |_| {}, Status::Ok),
-            ("kernel", |c| c.kernel = "5.15.0".into(), Status::Warn),
+            ("kernel", |c| c.kernel = "5.15.0".into(), Status::Missing),
+            ("kernel", |c| c.kernel = "6.1.0-x".into(), Status::Ok),
             ("kernel", |c| c.kernel = "5.4.0-1".into(), Status::Missing),
             ("kernel", |c| c.kernel = "next".into(), Status::Warn),
             ("preemption", |_| {}, Status::Ok),

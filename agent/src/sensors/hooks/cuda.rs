@@ -9,7 +9,8 @@ use palisade_abi::Kind;
 
 pub(in crate::sensors) const CUDA: u64 = Kind::SampleCuda.bit();
 
-const LAUNCHES: &[&str] = &[
+/// Every version of the library has some of them.
+pub(in crate::sensors) const LAUNCHES: &[&str] = &[
     "cuLaunchKernel",
     "cuLaunchKernel_ptsz",
     "cuLaunchKernelEx",
@@ -54,6 +55,7 @@ const fn library(name: &'static str, rungs: &'static [Rung]) -> Hook {
         groups: &[],
         rungs,
         optional: true,
+        missed: None,
     }
 }
 
@@ -95,5 +97,6 @@ pub(super) const HOOKS: &[Hook] = &[
             point: "nvidia_dev_xid",
         }],
         optional: true,
+        missed: None,
     },
 ];

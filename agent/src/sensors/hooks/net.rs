@@ -52,6 +52,7 @@ pub(super) const HOOKS: &[Hook] = &[
             },
         ],
         optional: false,
+        missed: None,
     },
     Hook {
         name: "TCP receive",
@@ -77,5 +78,6 @@ pub(super) const HOOKS: &[Hook] = &[
             },
         ],
         optional: false,
+        missed: None,
     },
 ];

@@ -28,4 +28,5 @@ pub(super) const HOOKS: &[Hook] = &[Hook {
         },
     ],
     optional: false,
+    missed: None,
 }];

@@ -43,6 +43,7 @@ pub(super) const HOOKS: &[Hook] = &[
     ),
     Hook {
         optional: true,
+        missed: None,
         ..syscall!(
             "model read (preadv2)",
             READS,

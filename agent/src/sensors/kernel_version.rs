@@ -1,0 +1,44 @@
+//! Which kernels the programs may run on.
+
+use super::SensorError;
+
+/// Oldest kernel, as major and minor version. Before it, maps that take memory for an entry when it is made
+/// (`BPF_F_NO_PREALLOC`) call the kernel's allocator from within programs, also under the run queue's lock, where that
+/// may wait for itself; Linux 6.1 gave them an allocator of their own (commit "bpf: Convert hash map to bpf_mem_alloc").
+pub const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
+/// `6.18.44-x` → (6, 18)
+pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// An error on a kernel that is too old. One whose version cannot be read is believed to be new.
+pub(super) fn check(release: &str) -> Result<(), SensorError> {
+    match kernel_version(release) {
+        Some(version) if version < OLDEST_KERNEL => Err(SensorError::TooOld {
+            release: release.to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_kernels_are_refused_and_unreadable_versions_are_not() {
+        for (release, good) in [
+            ("5.15.0-91-generic", false),
+            ("6.0.19", false),
+            ("6.1.0-31-amd64", true),
+            ("7.2", true),
+            ("6.1+", true),
+            ("next", true),
+            ("", true),
+        ] {
+            assert_eq!(check(release).is_ok(), good, "{release}");
+        }
+    }
+}
