@@ -69,7 +69,7 @@ pub fn demo(arguments: &[String]) -> Result<ExitCode> {
 }
 
 /// Benchmarks with a name of their own; without a name the ratios are printed.
-const BENCHMARKS: [&str; 3] = ["overhead", "storm", "footprint"];
+const BENCHMARKS: [&str; 4] = ["overhead", "storm", "footprint", "hooks"];
 
 /// Builds, then runs a benchmark.
 pub fn bench(arguments: &[String]) -> Result<ExitCode> {

@@ -21,7 +21,7 @@ const HELP: &str = "\
   soak           the same tests with larger numbers (PALISADE_SOAK=1)
   vm [KERNEL]    run the live tests in QEMU on stock kernels: 6.1, 6.12, newest, all (./x vm --help)
   lint           format, clippy with warnings denied
-  bench [NAME]   print the benchmarks' ratios; or overhead, storm, footprint (docs/performance.md)
+  bench [NAME]   print the benchmarks' ratios; or overhead, storm, footprint, hooks (docs/performance.md)
   help           this text
 
 Exit codes: 0 done; 1 something failed; 2 unknown command; 5 something is missing on this machine.

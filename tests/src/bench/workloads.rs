@@ -11,8 +11,6 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 /// Bytes of a request's body: an image, as `serve.py` wants it.
 const IMAGE: &str = "3072";
@@ -20,8 +18,6 @@ const IMAGE: &str = "3072";
 const PAIRS: &str = "2";
 /// Messages that one loop of hackbench's one group passes on: 20 senders, 20 receivers.
 const MESSAGES: u64 = 20 * 20;
-/// A load that runs for as long as something else takes looks so often whether that is done, seconds.
-const PORTION: f64 = 0.1;
 /// hackbench's loops before it is known how long one takes.
 const TRIED_LOOPS: u64 = 500;
 
@@ -194,25 +190,6 @@ impl Prepared {
     /// Where it runs.
     pub fn cgroup(&self) -> Arc<TestCgroup> {
         Arc::clone(&self.cgroup)
-    }
-
-    /// Lets it run for as long as something else takes.
-    pub fn run_during<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let done = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let busy = scope.spawn(|| -> Result<()> {
-                while !done.load(Ordering::Relaxed) {
-                    self.run(PORTION)?;
-                }
-                Ok(())
-            });
-            let result = work();
-            done.store(true, Ordering::Relaxed);
-            match busy.join() {
-                Ok(ran) => ran.and(result),
-                Err(_) => bail!("a thread failed"),
-            }
-        })
     }
 
     /// CPU time of its processes so far, seconds.

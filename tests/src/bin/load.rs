@@ -3,6 +3,7 @@
 //!
 //! - `load calls PER_SECOND SECONDS [CPU]`: driver calls on /dev/ptmx; 0 a second: as many as possible, timed.
 //! - `load switches PAIRS SECONDS [CPU]`: pairs of threads that hand a byte to and fro over pipes, timed.
+//! - `load connections PAIRS SECONDS`: the same over TCP on loopback.
 //! - `load requests BYTES SECONDS PORT@CPU…`: HTTP requests on loopback, two connections a port, their threads on
 //!   that CPU, timed.
 //! - `load churn PER_SECOND SECONDS`: processes that execute /bin/true.
@@ -11,8 +12,8 @@
 use anyhow::{Context, Result, bail};
 use palisade_tests::bench::histogram::Histogram;
 use rustix::fs::{Mode, OFlags};
-use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,6 +44,7 @@ fn main() -> Result<()> {
             pin(cpu.parse()?)?;
             switches(pairs.parse()?, length(seconds)?)
         }
+        ["connections", pairs, seconds] => connections(pairs.parse()?, length(seconds)?),
         ["requests", bytes, seconds, ref ports @ ..] if !ports.is_empty() => {
             requests(bytes.parse()?, length(seconds)?, ports)
         }
@@ -52,7 +54,7 @@ fn main() -> Result<()> {
             burn(permille.parse()?, length(seconds)?)
         }
         _ => {
-            bail!("usage: load calls|switches|requests|churn|burn NUMBER SECONDS [CPU | PORT@CPU…]")
+            bail!("usage: load calls|switches|connections|requests|churn|burn NUMBER SECONDS [CPU | PORT@CPU…]")
         }
     }
 }
@@ -136,14 +138,41 @@ fn calls(per_second: u64, length: Duration) -> Result<()> {
 }
 
 fn switches(pairs: usize, length: Duration) -> Result<()> {
+    to_and_fro(pairs, length, || {
+        let ((there_read, there), (back_read, back)) = (std::io::pipe()?, std::io::pipe()?);
+        Ok([(back_read, there), (there_read, back)])
+    })
+}
+
+fn connections(pairs: usize, length: Duration) -> Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    to_and_fro(pairs, length, || {
+        let ends = [
+            TcpStream::connect(listener.local_addr()?)?,
+            listener.accept()?.0,
+        ];
+        let [near, far] = ends.map(|end| -> Result<_> {
+            end.set_nodelay(true)?;
+            Ok((end.try_clone()?, end))
+        });
+        Ok([near?, far?])
+    })
+}
+
+/// Pairs of threads that hand a byte to and fro; `pair` makes the two ends, each to read from and to write to.
+fn to_and_fro<R: Read + Send, W: Write + Send>(
+    pairs: usize,
+    length: Duration,
+    pair: impl Fn() -> Result<[(R, W); 2]>,
+) -> Result<()> {
     serve(length, |length| {
         let end = AtomicBool::new(false);
         let mut times = Histogram::default();
         thread::scope(|scope| {
             let mut askers = Vec::new();
             for _ in 0..pairs {
-                let ((there_read, there), (back_read, back)) = (std::io::pipe()?, std::io::pipe()?);
-                // Ends when the asker drops its pipe.
+                let [(back_read, there), (there_read, back)] = pair()?;
+                // Ends when the asker drops its end.
                 scope.spawn(move || echo(there_read, back));
                 let end = &end;
                 askers.push(scope.spawn(move || ask(there, back_read, end)));
@@ -170,12 +199,12 @@ fn gather(
     Ok(())
 }
 
-fn echo(mut from: PipeReader, mut to: PipeWriter) {
+fn echo(mut from: impl Read, mut to: impl Write) {
     let mut byte = [0];
     while from.read_exact(&mut byte).is_ok() && to.write_all(&byte).is_ok() {}
 }
 
-fn ask(mut to: PipeWriter, mut from: PipeReader, end: &AtomicBool) -> Result<Histogram> {
+fn ask(mut to: impl Write, mut from: impl Read, end: &AtomicBool) -> Result<Histogram> {
     let (mut times, mut byte) = (Histogram::default(), [0]);
     while !end.load(Ordering::Relaxed) {
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! `./x bench overhead`: what tracing costs, by paired slices of loads that run on while tracers come and go.
+//! `./x bench overhead`: what tracing costs, by paired slices of loads that stay up while tracers come and go.
 //!
 //! What a block is, and why: `palisade_tests::bench::paired`. Here the slices are run.
 
@@ -21,9 +21,10 @@ use std::time::{Duration, Instant};
 const USAGE: &str = "overhead [--minutes 20] [--seconds 1] [--seed 1] [--file RESULTS.jsonl] \
                      [--loads serving,hackbench,switches,calls] [--variants none-again,burn,palisade,…], or \
                      overhead --from RESULTS.jsonl[,RESULTS.jsonl…]: only the tables of earlier runs";
-/// A load works while a tracer starts or ends: a CPU that was idle serves others first for a while. Then each works for
-/// this part of a slice's length before its slice: what that left behind is not counted.
-const SETTLE: f64 = 0.5;
+/// The load waits while a tracer starts or ends: beside one that takes all CPUs a start takes many times as long. After
+/// that the CPUs serve others first for a while, so each load works for this part of a slice's length before its slice:
+/// that is not counted.
+const SETTLE: f64 = 1.0;
 /// Time between two lines that say how far it is.
 const SAYS_EVERY: Duration = Duration::from_secs(30);
 
@@ -33,6 +34,8 @@ struct Bench {
     variants: Vec<Variant>,
     random: Random,
     entries: Vec<Entry>,
+    /// Blocks whose variant could not be started, and why the last one could not.
+    failed: BTreeMap<Variant, (usize, String)>,
     raw: File,
 }
 
@@ -80,6 +83,9 @@ fn main() -> Result<ExitCode> {
         bench.measure(&mut loads, budget)?;
     }
     print!("\n{}", tables(&bench.entries)?);
+    for (variant, (blocks, why)) in bench.failed {
+        println!("{:<14} {blocks} BLOCKS NOT RUN: {why}", variant.name());
+    }
     for (what, why) in absent {
         println!("{what:<14} NOT RUN: {why}");
     }
@@ -141,6 +147,7 @@ impl Bench {
             variants,
             random: Random::new(arguments.value("seed", 1)?),
             entries: Vec::new(),
+            failed: BTreeMap::new(),
             raw,
         })
     }
@@ -190,15 +197,22 @@ impl Bench {
         variant: Variant,
         (cycle, block): (usize, usize),
     ) -> Result<()> {
+        let beside = loads.first().context("no load")?.cgroup();
         let mut tracer = None;
         // Every block begins with the same: settling, whatever ran before it.
         let mut settled = false;
         for traced in order(&mut self.random) {
             if traced != tracer.is_some() {
-                tracer = match tracer.take() {
-                    Some(running) => end(loads, running)?,
-                    None => Some(self.tracer(variant, loads)?),
-                };
+                tracer.take().map_or(Ok(()), Tracer::end)?;
+                if traced {
+                    match Tracer::start(variant, &self.cpus, &beside) {
+                        Ok(started) => tracer = Some(started),
+                        Err(error) => {
+                            self.fail(variant, &error);
+                            return Ok(());
+                        }
+                    }
+                }
                 settled = false;
             }
             for load in &mut *loads {
@@ -220,17 +234,14 @@ impl Bench {
             }
             settled = true;
         }
-        if let Some(running) = tracer {
-            end(loads, running)?;
-        }
-        Ok(())
+        tracer.map_or(Ok(()), Tracer::end)
     }
 
-    fn tracer(&self, variant: Variant, loads: &mut [Prepared]) -> Result<Tracer> {
-        let load = loads.first_mut().context("no load")?;
-        let beside = load.cgroup();
-        load.run_during(|| Tracer::start(variant, &self.cpus, &beside))
-            .with_context(|| format!("{} ran before and does not now", variant.name()))
+    /// An unfinished block does not count.
+    fn fail(&mut self, variant: Variant, error: &anyhow::Error) {
+        let (blocks, why) = self.failed.entry(variant).or_default();
+        *blocks += 1;
+        *why = format!("{error:#}");
     }
 
     fn slice(&self, load: &mut Prepared, seconds: f64, tracer: Option<&Tracer>) -> Result<Slice> {
@@ -257,12 +268,6 @@ impl Bench {
             others: ((ticks.busy() - own - tracers) / all).max(0.0),
         })
     }
-}
-
-fn end(loads: &mut [Prepared], tracer: Tracer) -> Result<Option<Tracer>> {
-    let load = loads.first_mut().context("no load")?;
-    load.run_during(|| tracer.end())?;
-    Ok(None)
 }
 
 /// How far it is, and whether the machine is quiet enough for it.
