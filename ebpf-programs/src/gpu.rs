@@ -9,11 +9,13 @@ use crate::{
     emit::{BPF_NOEXIST, add, lost, now, record, slot},
     filter::{Who, config, wanted},
     gpu_commands,
+    inference::bucket,
     kernel::{File, Task, syscall_word},
     pids,
     registers::Registers,
     tables::{
-        DEVICES, GPU_COUNTERS, IN_FLIGHT, LAST_RETURN, MAJORS, MISSED_RETURNS, RESIDENTS, offset,
+        DEVICES, GPU_COUNTERS, GPU_LATENCIES, IN_FLIGHT, LAST_RETURN, MAJORS, MISSED_RETURNS,
+        RESIDENTS, offset,
     },
     typed::{Memory, Typed, watched, workload},
 };
@@ -22,7 +24,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, TracePointContext},
 };
 use palisade_abi::{
-    ANY_MINOR, Config, DeviceKey, DeviceRule, GpuCall, GpuCounters, GpuCountersKey, InFlight, Kind,
+    ANY_MINOR, Config, DeviceKey, DeviceRule, GpuCall, GpuCountersKey, InFlight, Kind,
     LOSS_STATE_MAP, MAX_MAJORS, MAX_RESIDENT, kind,
 };
 
@@ -285,11 +287,17 @@ fn count(task: Typed, call: &mut InFlight, result: i64) -> Option<()> {
         watched(config, task)?
     };
     if wanted(config, Kind::SampleGpu)
-        && let Some(counters) = counters(&who, call.class)
+        && let Some(counters) = slot(&GPU_COUNTERS, &key(&who, call.class), who.workload)
     {
         counters.calls += 1;
         counters.latency_ns += latency_ns;
         counters.hold_ns += hold_ns;
+    }
+    if wanted(config, Kind::SampleGpuLatency)
+        && let Some(histogram) = slot(&GPU_LATENCIES, &key(&who, call.class), who.workload)
+        && let Some(count) = histogram.counts.get_mut(bucket(latency_ns))
+    {
+        *count += 1;
     }
     if by_command {
         gpu_commands::count(&who, call, command, latency_ns);
@@ -395,12 +403,11 @@ fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
 }
 
 #[inline(always)]
-fn counters(who: &Who, class: u32) -> Option<&'static mut GpuCounters> {
-    let key = GpuCountersKey {
+fn key(who: &Who, class: u32) -> GpuCountersKey {
+    GpuCountersKey {
         start_ns: who.start_ns,
         workload: who.workload,
         pid: who.pid,
         class,
-    };
-    slot(&GPU_COUNTERS, &key, who.workload)
+    }
 }

@@ -34,7 +34,9 @@ const TCP_FIN_WAIT1: u32 = 4;
 const TCP_CLOSE: u32 = 7;
 const TCP_LAST_ACK: u32 = 9;
 
-const INFERENCES: u64 = Kind::SampleInference.bit() | Kind::SampleFirstByte.bit();
+/// Kinds that tell of whole times.
+const WHOLE_TIMES: u64 = Kind::SampleInference.bit() | Kind::SampleCompleted.bit();
+const INFERENCES: u64 = WHOLE_TIMES | Kind::SampleFirstByte.bit();
 
 /// Sockets of watched processes by address. Where there are more, the one that was not used for
 /// the longest is forgotten, and with it the request under way on it. Resized by the agent.
@@ -204,11 +206,12 @@ fn state_changed(address: Address, state: u32) -> Option<()> {
 /// The answer under way is over.
 #[inline(always)]
 fn answered(config: &Config, socket: &Socket) {
-    if wanted(config, Kind::SampleInference)
+    if config.kinds & WHOLE_TIMES != 0
         && let Some((key, workload)) = living_owner(socket)
         && let Some(counters) = slot(&NET, &key, workload)
     {
         counters.whole_ns += socket.last_sent_ns.saturating_sub(socket.first_received_ns);
+        counters.completed += 1;
     }
 }
 
@@ -247,7 +250,7 @@ fn living_owner(socket: &Socket) -> Option<(CountersKey, u64)> {
 
 /// See [`palisade_abi::Histogram`].
 #[inline(always)]
-fn bucket(time_ns: u64) -> usize {
+pub fn bucket(time_ns: u64) -> usize {
     let bits = u64::BITS - (time_ns / 1000).leading_zeros();
     (bits as usize).min(HISTOGRAM_BUCKETS - 1)
 }

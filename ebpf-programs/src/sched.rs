@@ -6,7 +6,11 @@
 //! - The times are the scheduler's own (`sched_info`, `sum_exec_runtime`): what is told of a thread
 //!   is the difference since it left a CPU before. So a switch is all that has to be seen, and
 //!   nothing happens at a wake-up.
-//! - An entry of `TURNS` is only touched while its thread leaves a CPU, or before its first turn.
+//! - An entry of `TURNS` is only touched while its thread leaves a CPU, or before its first turn. The
+//!   next CPU takes a thread after the one before has left this hook, so no two touch it at once.
+//! - The kernel counts a switch (`nvcsw`, `nivcsw`) right before this hook, from 5.15 to 7.x. So a thread
+//!   whose two counters have grown by one was seen at its switch before; if by more, it was out of
+//!   the scope meanwhile, which is no loss, or the kernel skipped a run, which it counts itself.
 
 use crate::{
     emit::{counters, lost},
@@ -45,6 +49,8 @@ pub static OFFSETS_CPU: Global<CpuOffsets> = Global::new(CpuOffsets {
     task_delayed: 0,
     task_turns: 0,
     task_arrival: 0,
+    task_voluntary: 0,
+    task_involuntary: 0,
     task_cfs_rq: 0,
     cfs_rq_rq: 0,
     rq_clock: 0,
@@ -136,39 +142,54 @@ fn left<M: Memory>(preempt: u64, task: M, state: Option<u32>) -> Option<()> {
 fn count<M: Memory>(preempt: u64, task: M, state: u32) -> Option<()> {
     let config = config()?;
     let who = watched(config, task)?;
-    // The kernel's own rule for `nvcsw` and `nivcsw`.
-    let runnable = preempt != 0 || state == 0;
     let counters = counters(&who)?;
-    if runnable {
-        counters.involuntary += 1;
-    } else {
-        counters.voluntary += 1;
-    }
-    let now = Turn {
+    let mut now = Turn {
         start_ns: task.read(offset!(task_start))?,
         ran_ns: task.read(cpu_offset!(task_ran))?,
         delayed_ns: task.read(cpu_offset!(task_delayed))?,
         turns: task.read(cpu_offset!(task_turns))?,
-        slept_ns: if runnable || !wanted(config, Kind::SampleCpu) {
-            0
-        } else {
-            scheduler_clock(task)?
-        },
+        voluntary: task.read(cpu_offset!(task_voluntary))?,
+        involuntary: task.read(cpu_offset!(task_involuntary))?,
+        slept_ns: 0,
     };
     let key = task.address().0;
-    let known = TURNS.get_ptr_mut(key);
-    if let Some(before) = known {
-        // SAFETY: only this thread's switches touch the entry, and it is in one.
-        let before = unsafe { &mut *before };
-        if before.start_ns == now.start_ns {
-            turn_ended(config, &who, counters, task, before, &now);
-        }
-        *before = now;
+    // SAFETY: only this thread's switches touch the entry, and it is in one.
+    let known = TURNS.get_ptr_mut(key).map(|entry| unsafe { &mut *entry });
+    let mut voluntary = preempt == 0 && state != 0;
+    if let Some(before) = &known
+        && before.start_ns == now.start_ns
+    {
+        voluntary = was_voluntary(before, &now, voluntary);
+        turn_ended(config, &who, counters, task, before, &now);
     }
-    if known.is_none() && state & TASK_DEAD == 0 && TURNS.insert(key, now, 0).is_err() {
+    if voluntary {
+        counters.voluntary += 1;
+    } else {
+        counters.involuntary += 1;
+    }
+    if voluntary && wanted(config, Kind::SampleCpu) {
+        now.slept_ns = scheduler_clock(task).unwrap_or(0);
+    }
+    if let Some(entry) = known {
+        *entry = now;
+    } else if state & TASK_DEAD == 0 && TURNS.insert(key, now, 0).is_err() {
         lost(who.workload, LOSS_STATE_MAP);
     }
     Some(())
+}
+
+/// Whether the kernel counted this switch as voluntary. It does so for a thread that meant to sleep
+/// and had a signal pending, too, whose state says (before Linux 5.18 and from 6.15 on) that it
+/// only made room. `guess` decides where both counters have grown since the switch seen before.
+#[inline(always)]
+fn was_voluntary(before: &Turn, now: &Turn, guess: bool) -> bool {
+    if now.voluntary == before.voluntary {
+        false
+    } else if now.involuntary == before.involuntary {
+        true
+    } else {
+        guess
+    }
 }
 
 #[inline(always)]
@@ -180,19 +201,22 @@ fn turn_ended<M: Memory>(
     before: &Turn,
     now: &Turn,
 ) {
-    let turns = now.turns.wrapping_sub(before.turns);
-    if turns > 1 {
-        // Turns that this program did not see: the thread was out of the watched workloads, or
-        // the kernel skipped a run. What they took is nobody's to say.
-        lost(who.workload, LOSS_STATE_MAP);
+    let voluntary = now.voluntary.wrapping_sub(before.voluntary);
+    let involuntary = now.involuntary.wrapping_sub(before.involuntary);
+    if voluntary.wrapping_add(involuntary) != 1 {
+        // Whose were the switches in between, and what they took, is nobody's to say.
         return;
     }
+    // The scheduler takes no note of the wait of a thread that was preempted on its way to sleep.
+    let waited = now.turns != before.turns;
     let delayed_ns = now.delayed_ns.wrapping_sub(before.delayed_ns);
     counters.on_ns += now.ran_ns.wrapping_sub(before.ran_ns);
-    counters.runq_waits += turns;
+    counters.runq_waits += u64::from(waited);
     counters.runq_ns += delayed_ns;
+    if !waited {
+        return;
+    }
     if before.slept_ns != 0
-        && turns == 1
         && let Some(arrival) = task.read::<u64>(cpu_offset!(task_arrival))
     {
         counters.off_waits += 1;
@@ -200,23 +224,17 @@ fn turn_ended<M: Memory>(
             .saturating_sub(before.slept_ns)
             .saturating_sub(delayed_ns);
     }
-    if turns != 0 && wanted(config, Kind::SampleRunq) {
+    if wanted(config, Kind::SampleRunq) {
         let key = HistogramKey {
             start_ns: who.start_ns,
             workload: who.workload,
             pid: who.pid,
             kind: Kind::SampleRunq as u32,
         };
-        // More than one turn only if the kernel skipped this hook in between.
-        let each = if turns == 1 {
-            delayed_ns
-        } else {
-            delayed_ns / turns
-        };
         if let Some(histogram) = slot_within(&HISTOGRAMS, &key, who, QUOTA_HISTOGRAMS)
-            && let Some(count) = histogram.counts.get_mut(bucket(each))
+            && let Some(count) = histogram.counts.get_mut(bucket(delayed_ns))
         {
-            *count += turns;
+            *count += 1;
         }
     }
 }

@@ -79,6 +79,11 @@ pub static COUNTERS: PerCpuHashMap<CountersKey, Counters> =
 pub static GPU_COUNTERS: PerCpuHashMap<GpuCountersKey, GpuCounters> =
     PerCpuHashMap::with_max_entries(4096, ON_DEMAND);
 
+/// Histograms of driver calls per process and device class. Resized by the agent.
+#[map]
+pub static GPU_LATENCIES: PerCpuHashMap<GpuCountersKey, HistogramCounters> =
+    PerCpuHashMap::with_max_entries(8192, ON_DEMAND);
+
 /// Histograms per process and kind. Resized by the agent, like the next ones.
 #[map]
 pub static HISTOGRAMS: PerCpuHashMap<HistogramKey, HistogramCounters> =

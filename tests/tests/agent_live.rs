@@ -105,6 +105,63 @@ fn a_throttle_is_real_and_undone_when_its_lease_ends() {
 }
 
 #[test]
+fn the_log_begins_with_where_each_hook_is_attached_and_what_is_absent() {
+    live_or_skip!("the_log_begins_with_where_each_hook_is_attached_and_what_is_absent");
+    let cgroup = TestCgroup::new("start").unwrap();
+    // One way is not to be used, and there is no CUDA library at that place: on every kernel there are hooks that are
+    // lower on their ladder, or attached nowhere.
+    let agent = Agent::start(&format!(
+        "[watch]\ncgroups = [{:?}]\n[[devices]]\nname = \"ptmx\"\npath = \"/dev/ptmx\"\n\
+         [sensors]\navoid = [\"fexit\"]\ncuda-library = \"/nonexistent/libcuda.so.1\"\n\
+         [policies.everything]\npath = {:?}\n",
+        cgroup.path(),
+        policy("guests/everything"),
+    ))
+    .unwrap();
+    let start = agent
+        .wait_for("the start", |record| record["kind"] == "start")
+        .unwrap();
+    let sensors = &start["sensors"];
+    let place = |hook: &str| sensors["hooks"][hook].as_str().unwrap_or_default();
+    let call = place("driver call");
+    assert!(call.starts_with("tracepoint:syscalls:"), "{sensors}");
+    assert!(
+        place("process exit").ends_with("sched_process_exit"),
+        "{sensors}"
+    );
+    let failed: Vec<[String; 3]> = serde_json::from_value(sensors["failed"].clone()).unwrap();
+    let has_failed = |hook: &str, at: &str| {
+        failed
+            .iter()
+            .any(|[name, place, why]| name == hook && place.starts_with(at) && !why.is_empty())
+    };
+    assert!(has_failed("driver call", "fexit:"), "{sensors}");
+    let names = |of: &str| -> Vec<String> { serde_json::from_value(sensors[of].clone()).unwrap() };
+    let (kinds, absent) = (names("kinds"), names("absent"));
+    assert!(absent.contains(&"sample-cuda".to_owned()), "{sensors}");
+    assert!(!absent.contains(&"gpu-exit".to_owned()), "{sensors}");
+    assert!(absent.iter().all(|kind| kinds.contains(kind)), "{sensors}");
+    // Of what is attached nowhere it says why.
+    let hooks = sensors["hooks"].as_object().unwrap();
+    let nowhere = hooks.iter().filter(|(_, place)| place.is_null());
+    let nowhere: Vec<_> = nowhere.map(|(hook, _)| hook).collect();
+    assert!(
+        nowhere.iter().any(|hook| hook.contains("CUDA")),
+        "{sensors}"
+    );
+    assert!(nowhere.iter().all(|hook| has_failed(hook, "")), "{sensors}");
+    // As the sensors themselves say it.
+    let status = agent.call(&["status", "--json"]).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let told = status["sensors"]["report"]["hooks"].as_array().unwrap();
+    let wanted: Vec<_> = told.iter().filter(|hook| hook["wanted"] == true).collect();
+    assert_eq!(wanted.len(), hooks.len(), "{status}");
+    for hook in wanted {
+        assert_eq!(hooks[hook["name"].as_str().unwrap()], hook["attached"]);
+    }
+}
+
+#[test]
 fn observing_changes_nothing_and_records_what_would_have_been_done() {
     live_or_skip!("observing_changes_nothing_and_records_what_would_have_been_done");
     let cgroup = TestCgroup::new("observe").unwrap();

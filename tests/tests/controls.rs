@@ -6,7 +6,8 @@
 
 use nix::fcntl::OFlag;
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
-use palisade_tests::{Agent, TestCgroup, Ward, binaries, live_or_skip, policy};
+use palisade_tests::{Agent, TestCgroup, Ward, binaries, eventually, live_or_skip, policy};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,8 +16,14 @@ use std::time::{Duration, Instant};
 const MODEL_BYTES: u64 = 128 << 20;
 /// As large as it must be to be a model by its size alone (`model-min-size`).
 const HASHED_BYTES: u64 = 256 << 20;
-/// How long the harmless loads run. `gpu-contention` is sure after two seconds.
-const CALM: Duration = Duration::from_secs(5);
+/// What `reload-loop` is set to where loads are to be told from a loop within seconds: loads half a second apart make
+/// one, instead of half a minute.
+const SHORT_GAPS: &str = "settings = { min_gap_ms = 500 }";
+const GAP: Duration = Duration::from_millis(500);
+/// How long the harmless loads run: a loop of three loads would be told long before, and `gpu-contention` is sure after
+/// two seconds.
+const CALM: Duration = Duration::from_secs(6);
+const _: () = assert!(CALM.as_millis() > 9 * GAP.as_millis());
 /// Two contended windows of 1 s in a row, of which the first begins with the load; and a window in which it starts.
 const HOG_NAMED_WITHIN: Duration = Duration::from_secs(5);
 /// Three loads, 600 ms after each other, with the time that they take themselves on a busy machine.
@@ -135,6 +142,30 @@ fn given(agent: &Agent) -> Vec<(String, u64)> {
         .collect()
 }
 
+/// What `palisade top` tells of one second more.
+fn look(agent: &Agent) -> serde_json::Value {
+    let arguments = ["top", "--once", "--json", "--interval", "1"];
+    // It gives up after ten seconds, in which a busy machine may not have attached everything.
+    let answer = eventually("an answer", || agent.call(&arguments).ok()).unwrap();
+    serde_json::from_str(&answer).unwrap()
+}
+
+/// By how many processes of that workload the file was mapped or read, and how many bytes of it in all.
+fn loaded(top: &serde_json::Value, cgroup: &TestCgroup, file: &Path) -> (u64, u64) {
+    let inode = std::fs::metadata(file).unwrap().ino();
+    let workloads = top["workloads"].as_array().unwrap();
+    let found = workloads.iter().find(|w| w["cgroup"] == cgroup.path());
+    let mut models = found
+        .and_then(|w| w["models"].as_array())
+        .into_iter()
+        .flatten();
+    let Some(model) = models.find(|model| model["inode"] == inode) else {
+        return (0, 0);
+    };
+    let number = |name: &str| model[name].as_u64().unwrap();
+    (number("processes"), number("bytes"))
+}
+
 /// Compiles something short over and over until it is dropped; `None` without a compiler.
 fn compile(cgroup: &TestCgroup, folder: &Path) -> Option<Ward> {
     use std::fmt::Write as _;
@@ -162,8 +193,8 @@ fn harmless_loads_stay_quiet() {
     let folder = tempfile::tempdir_in("/var/tmp").unwrap();
     let device = Device::new();
     let path = device.path.to_str().unwrap();
-    let model = model(folder.path());
-    let file = model.to_str().unwrap();
+    let mapped = model(folder.path());
+    let read = sparse(folder.path(), "read.safetensors", MODEL_BYTES);
     let cgroups: Vec<TestCgroup> = [
         "spinner", "monitor", "service", "loaders", "readers", "compile",
     ]
@@ -173,11 +204,15 @@ fn harmless_loads_stay_quiet() {
     let [spinner, monitor, service, loaders, readers, compiler] = &cgroups[..] else {
         unreachable!("six were made");
     };
-    let agent = agent(&cgroups.iter().collect::<Vec<_>>(), &device, "");
+    let agent = agent(&cgroups.iter().collect::<Vec<_>>(), &device, SHORT_GAPS);
+    // Model files are counted from the first look on, as long as the next one comes within 15 s.
+    look(&agent);
     let compiling = compile(compiler, folder.path());
     if compiling.is_none() {
         eprintln!("SKIPPED harmless_loads_stay_quiet(compile): there is no C compiler");
     }
+    let (map_path, read_path) = (mapped.to_str().unwrap(), read.to_str().unwrap());
+    let four = ["loaders", "--workers", "4", "--model"];
     // The device has a well-behaved user besides, so that someone could be kept waiting.
     let _others = [
         start(spinner, &["yield-spinner"]),
@@ -185,14 +220,28 @@ fn harmless_loads_stay_quiet() {
         start(monitor, &["poller", "--every-ms", "1000", "--device", path]),
         start(monitor, &["poller", "--every-ms", "25", "--device", path]),
         start(service, &["service", "--device", path]),
-        start(loaders, &["loaders", "--workers", "4", "--model", file]),
-        start(readers, &["loaders", "--how", "read", "--model", file]),
+        // Further apart than a loop's loads; the others at the same time.
+        start(
+            loaders,
+            &[&four[..], &[map_path, "--stagger-ms", "600"]].concat(),
+        ),
+        start(
+            readers,
+            &[&four[..], &[read_path, "--how", "read"]].concat(),
+        ),
     ];
     std::thread::sleep(CALM);
     // They saw what happened, and it did not bother them.
     for (name, records) in given(&agent) {
         assert!(records > 0, "{name} saw nothing");
     }
+    // All loads were seen: four workers with a whole file each.
+    let loads = eventually("four workers' loads", || {
+        let top = look(&agent);
+        let all = [loaded(&top, loaders, &mapped), loaded(&top, readers, &read)];
+        all.iter().all(|it| it.0 == 4).then_some(all)
+    });
+    assert_eq!(loads.unwrap(), [(4, 4 * MODEL_BYTES); 2]);
     let decisions = decisions(&agent);
     assert!(decisions.is_empty(), "{decisions:#?}");
     drop(compiling);
@@ -222,8 +271,7 @@ fn calls_that_wait_by_design_stay_quiet() {
     };
     let _waiters = [start(&many, &waiter("4")), start(&one, &waiter("1"))];
     std::thread::sleep(CALM);
-    let calls = agent.call(&["top", "--once", "--json", "--interval", "1"]);
-    let top: serde_json::Value = serde_json::from_str(&calls.unwrap()).unwrap();
+    let top = look(&agent);
     let time_of = |cgroup: &TestCgroup| {
         let workloads = top["workloads"].as_array().unwrap();
         let found = workloads.iter().find(|w| w["cgroup"] == cgroup.path());
@@ -273,7 +321,7 @@ fn whoever_holds_the_driver_is_named_with_the_stock_settings() {
 fn loader_is_named(model: &Path, how: &str) {
     let device = Device::new();
     let looping = TestCgroup::new("loop").unwrap();
-    let agent = agent(&[&looping], &device, "settings = { min_gap_ms = 500 }");
+    let agent = agent(&[&looping], &device, SHORT_GAPS);
     let begun = Instant::now();
     let load = ["reload-loop", "--gap-ms", "600", "--how", how, "--model"];
     let _loader = start(&looping, &[&load[..], &[model.to_str().unwrap()]].concat());

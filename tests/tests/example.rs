@@ -9,6 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const REQUESTS_FOR: Duration = Duration::from_secs(4);
+/// Two slow windows of 1 s in a row, of which the first begins with the first answer; the rest is for a busy machine.
+const SLOW_NAMED_WITHIN: Duration = Duration::from_secs(6);
 /// Connections to the slow service, so that a window has requests enough.
 const CLIENTS: usize = 8;
 
@@ -62,18 +64,29 @@ fn the_slow_service_is_named_and_the_quick_one_is_not() {
     .unwrap();
     let (_slow, slow_port) = service(&slow, "600");
     let (_quick, quick_port) = service(&quick, "1");
+    let begun = Instant::now();
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| thread::spawn(move || ask(slow_port)))
         .collect();
-    assert!(ask(quick_port) > 5);
-    for client in clients {
-        assert!(client.join().unwrap() > 2);
-    }
+    let quick_client = thread::spawn(move || ask(quick_port));
     let decision = agent
         .wait_for("an alert about the slow service", |record| {
             record["kind"] == "decision"
         })
         .unwrap();
+    let took = begun.elapsed();
+    eprintln!(
+        "MEASURED the slow service was named after {took:.1?}; stated: {SLOW_NAMED_WITHIN:?} at most"
+    );
+    // On an emulated processor nothing takes the time that it should.
+    assert!(
+        took <= SLOW_NAMED_WITHIN || std::env::var_os("PALISADE_VM").is_some(),
+        "{took:?}"
+    );
+    for client in clients {
+        assert!(client.join().unwrap() > 2);
+    }
+    assert!(quick_client.join().unwrap() > 5);
     let request = &decision["request"];
     assert_eq!(request["target"]["workload"], slow.id(), "{decision}");
     let about = |record: &serde_json::Value, cgroup: &TestCgroup| {

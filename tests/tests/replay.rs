@@ -2,6 +2,9 @@
 //! ended by a signal or by a crash.
 #![allow(clippy::unwrap_used)] // a failed step ends the test
 
+#[path = "replay/speed.rs"]
+mod speed;
+
 use palisade::recording::{Origin, Writer};
 use palisade_core::Decision;
 use palisade_tests::{Agent, TestCgroup, Ward, binaries, eventually, live_or_skip, policy};
@@ -466,14 +469,14 @@ fn other_files_and_versions_are_refused_in_one_line() {
     drop(writer.finish().unwrap());
     let whole = std::fs::read(&path).unwrap();
     // In the metadata the version is a string of one byte: its length, the digit, NUL.
-    let version = b"\x01\0\0\x002\0";
+    let version = b"\x01\0\0\x003\0";
     let at = whole.windows(6).position(|bytes| bytes == version).unwrap() + 4;
     let mut later = whole.clone();
-    later[at] = b'3';
+    later[at] = b'4';
     for (bytes, said) in [
         (
             &later[..],
-            "format version 3; this program reads versions 1 to 2",
+            "format version 4; this program reads versions 1 to 3",
         ),
         (b"PALREC\0\x01\0\0\0", "no Palisade recording"),
         (b"", "no Palisade recording"),

@@ -28,6 +28,8 @@ mod memory;
 mod net;
 #[path = "sensors_live/opens.rs"]
 mod opens;
+#[path = "sensors_live/pairs.rs"]
+mod pairs;
 #[path = "sensors_live/places.rs"]
 mod places;
 #[path = "sensors_live/pressure.rs"]

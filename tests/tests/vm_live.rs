@@ -5,7 +5,10 @@
 
 #[path = "vm_live/gpu.rs"]
 mod gpu;
-// It is written for another program, which uses all of it.
+// They are written for another program, which uses all of them.
+#[allow(dead_code)]
+#[path = "sensors_live/pairs.rs"]
+mod pairs;
 #[allow(dead_code)]
 #[path = "sensors_live/support.rs"]
 mod support;

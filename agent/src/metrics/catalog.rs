@@ -71,7 +71,7 @@ metrics! {
         of("process.context_switch.type", "involuntary"), "{context_switch}/s", [SampleSched];
     /// Preemptions per request.
     SwitchesPerInference: "switches_per_inference", "palisade.inference.context_switches", None,
-        "{context_switch}/{inference}", [SampleSched, SampleInference];
+        "{context_switch}/{inference}", [SampleSched, SampleCompleted];
     /// Moves to another NUMA node per second on a CPU.
     MigrationsCross: "migrations_cross_node", "palisade.thread.migrations",
         of("palisade.numa", "cross_node"), "{migration}/s", [SampleCpu];
@@ -82,7 +82,7 @@ metrics! {
     Syscalls: "syscalls", "palisade.syscalls", None, "{syscall}/s", [SampleSyscalls];
     /// System calls that do work, per request.
     SyscallsPerInference: "syscalls_per_inference", "palisade.inference.syscalls", None,
-        "{syscall}/{inference}", [SampleSyscalls, SampleInference];
+        "{syscall}/{inference}", [SampleSyscalls, SampleCompleted];
     /// Share of system calls that wait or yield and are left out.
     SyscallsWaiting: "syscalls_waiting_share", "palisade.syscalls.waiting_share", None, "1", [SampleSyscalls];
     /// Requests answered.
@@ -92,7 +92,9 @@ metrics! {
     /// 1 % of the times to first byte are longer.
     FirstByteP99: "first_byte_p99", "palisade.inference.first_byte", of("quantile", "0.99"), "s", [SampleFirstByte];
     /// Mean whole time of a request.
-    RequestTime: "request_time", "palisade.inference.duration", None, "s", [SampleInference];
+    RequestTime: "request_time", "palisade.inference.duration", None, "s", [SampleCompleted];
+    /// Requests under way at a time, on average.
+    RequestsInFlight: "requests_in_flight", "palisade.inference.in_flight", None, "{inference}", [SampleInference];
     /// Bytes sent over TCP.
     NetSent: "net_sent", "process.network.io", of("network.io.direction", "transmit"), "By/s", [SampleNet];
     /// Bytes received over TCP.
@@ -123,6 +125,10 @@ metrics! {
     GpuCalls: "gpu_calls", "palisade.gpu.driver.calls", None, "{call}/s", [SampleGpuCommand];
     /// Time in driver calls.
     GpuTime: "gpu_time", "palisade.gpu.driver.time", None, "s/s", [SampleGpuCommand];
+    /// Half of the driver calls are shorter.
+    GpuCallP50: "gpu_call_p50", "palisade.gpu.driver.latency", of("quantile", "0.5"), "s", [SampleGpuLatency];
+    /// 1 % of the driver calls are longer.
+    GpuCallP99: "gpu_call_p99", "palisade.gpu.driver.latency", of("quantile", "0.99"), "s", [SampleGpuLatency];
     /// The part of it that was the calls' own work.
     GpuHold: "gpu_hold", "palisade.gpu.driver.hold", None, "s/s", [SampleGpu];
     /// Share of the driver time that is over the baseline.
@@ -177,9 +183,11 @@ pub const KINDS: u64 = Kind::SampleSched.bit()
     | Kind::SamplePressure.bit()
     | Kind::SampleNet.bit()
     | Kind::SampleInference.bit()
+    | Kind::SampleCompleted.bit()
     | Kind::SampleFirstByte.bit()
     | Kind::SampleGpu.bit()
     | Kind::SampleGpuCommand.bit()
+    | Kind::SampleGpuLatency.bit()
     | Kind::SampleReads.bit()
     | Kind::ModelOpen.bit()
     | Kind::ModelMap.bit()

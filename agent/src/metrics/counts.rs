@@ -6,9 +6,9 @@
 use super::formulas::Buckets;
 use super::series::Tally;
 use palisade_abi::{
-    HISTOGRAM_BUCKETS, Histogram, Lost, Record, SampleCpu, SampleCuda, SampleFaults, SampleGpu,
-    SampleGpuCommand, SampleInference, SampleMaps, SampleNet, SamplePressure, SampleReclaim,
-    SampleSched, SampleSyscalls, kind,
+    HISTOGRAM_BUCKETS, Histogram, Lost, Record, SampleCompleted, SampleCpu, SampleCuda,
+    SampleFaults, SampleGpu, SampleGpuCommand, SampleInference, SampleMaps, SampleNet,
+    SamplePressure, SampleReclaim, SampleSched, SampleSyscalls, kind,
 };
 
 macro_rules! counts {
@@ -21,16 +21,21 @@ macro_rules! counts {
             pub runq: Buckets,
             /// Times to first byte.
             pub first_byte: Buckets,
+            /// Latencies of driver calls.
+            pub gpu_latency: Buckets,
         }
 
         impl Tally for Counts {
             fn add(&mut self, other: &Self) {
                 $(self.$field = self.$field.saturating_add(other.$field);)*
-                for (bucket, count) in self.runq.iter_mut().zip(other.runq) {
-                    *bucket = bucket.saturating_add(count);
-                }
-                for (bucket, count) in self.first_byte.iter_mut().zip(other.first_byte) {
-                    *bucket = bucket.saturating_add(count);
+                for (mine, others) in [
+                    (&mut self.runq, &other.runq),
+                    (&mut self.first_byte, &other.first_byte),
+                    (&mut self.gpu_latency, &other.gpu_latency),
+                ] {
+                    for (bucket, count) in mine.iter_mut().zip(others) {
+                        *bucket = bucket.saturating_add(*count);
+                    }
                 }
             }
         }
@@ -51,6 +56,10 @@ counts! {
     maps,
     mapped_bytes,
     requests,
+    /// Requests that are over.
+    completed,
+    /// Their whole times.
+    completed_ns,
     first_byte_ns,
     whole_ns,
     retransmits,
@@ -59,9 +68,11 @@ counts! {
     gpu_calls,
     gpu_ns,
     gpu_hold_ns,
-    /// Of the seconds in which contention counts.
+    /// Calls of the seconds in which contention counts.
+    contended_calls,
+    /// The latency of those calls.
     contended_ns,
-    /// The excess over the baseline in those seconds.
+    /// Their excess over the baseline.
     contended_excess_ns,
     gpu_errors,
     oom_victims,
@@ -89,16 +100,13 @@ impl Counts {
             add(&mut self.off_ns, sample.off_ns);
             add(&mut self.cross_node, sample.cross_node.into());
         } else if let Some(part) = record.get::<Histogram>() {
-            let first_byte = record.header.kind == kind::SAMPLE_FIRST_BYTE;
-            spread(
-                if first_byte {
-                    &mut self.first_byte
-                } else {
-                    &mut self.runq
-                },
-                usize::from(record.header.flags),
-                &part,
-            );
+            let buckets = match record.header.kind {
+                kind::SAMPLE_FIRST_BYTE => &mut self.first_byte,
+                kind::SAMPLE_GPU_LATENCY => &mut self.gpu_latency,
+                _ => &mut self.runq,
+            };
+            let first = Histogram::first_bucket(record.header.flags);
+            spread(buckets, first, &part);
         } else if let Some(sample) = record.get::<SampleFaults>() {
             add(&mut self.faults, sample.user);
             add(&mut self.faults, sample.kernel);
@@ -111,6 +119,9 @@ impl Counts {
         } else if let Some(sample) = record.get::<SampleMaps>() {
             add(&mut self.maps, sample.maps.into());
             add(&mut self.mapped_bytes, sample.mapped_bytes);
+        } else if let Some(sample) = record.get::<SampleCompleted>() {
+            add(&mut self.completed, sample.requests);
+            add(&mut self.completed_ns, sample.whole_ns);
         } else if let Some(sample) = record.get::<SampleInference>() {
             add(&mut self.requests, sample.requests.into());
             add(&mut self.first_byte_ns, sample.first_byte_ns);
@@ -181,6 +192,13 @@ mod tests {
         record.header.flags = u16::MAX;
         assert!(counts.absorb(&record));
         assert_eq!(counts.first_byte[23], 41);
+        record.header.kind = kind::SAMPLE_GPU_LATENCY;
+        for class in [0, 63] {
+            record.header.flags = Histogram::flags(class, 12);
+            assert_eq!(Histogram::class(record.header.flags), class);
+            assert!(counts.absorb(&record));
+        }
+        assert_eq!(counts.gpu_latency[12..18], [2, 4, 6, 8, 10, 12]);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use super::formulas::{self, SECOND_NS};
 use super::series::{Slots, Tally};
 use super::view::{Culprit, DeviceMetrics};
-use super::{KEPT_SECONDS, Owner, PROCESS_SLOT_NS, PROCESS_SLOTS};
+use super::{Calls, KEPT_SECONDS, Owner, PROCESS_SLOT_NS, PROCESS_SLOTS};
 use palisade_abi::{MAX_DEVICE_CLASSES, Record, SampleGpu, SampleGpuCommand};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,15 +24,14 @@ const MAX_USERS: usize = 64;
 pub(super) struct Contended {
     pub owner: Owner,
     pub second_ns: u64,
-    pub latency_ns: u64,
-    pub excess_ns: u64,
+    pub calls: Calls,
 }
 
 #[derive(Clone, Debug, Default)]
 struct DeviceSums {
     latency_ns: u64,
-    contended_ns: u64,
-    contended_excess_ns: u64,
+    /// Of the seconds in which contention counts.
+    contended: Calls,
     /// Most users in one second.
     users: u64,
 }
@@ -40,10 +39,7 @@ struct DeviceSums {
 impl Tally for DeviceSums {
     fn add(&mut self, other: &Self) {
         self.latency_ns = self.latency_ns.saturating_add(other.latency_ns);
-        self.contended_ns = self.contended_ns.saturating_add(other.contended_ns);
-        self.contended_excess_ns = self
-            .contended_excess_ns
-            .saturating_add(other.contended_excess_ns);
+        self.contended.add(&other.contended);
         self.users = self.users.max(other.users);
     }
 }
@@ -61,7 +57,7 @@ struct Device {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Devices {
     devices: BTreeMap<u32, Device>,
-    pending: BTreeMap<(u32, Owner), (u64, u64)>,
+    pending: BTreeMap<(u32, Owner), Calls>,
     /// The second that runs.
     second: u64,
     pub(super) left_out: u64,
@@ -110,8 +106,7 @@ impl Devices {
                 return;
             }
             let sums = self.pending.entry(key).or_default();
-            sums.0.add(&sample.latency_ns);
-            sums.1.add(&sample.excess_ns);
+            sums.add(&Calls::of(&sample));
         }
     }
 
@@ -148,23 +143,18 @@ impl Devices {
             .into_iter()
             .filter(|((class, _), _)| counting.contains(class));
         counted
-            .map(|((class, owner), (latency_ns, excess_ns))| {
+            .map(|((class, owner), calls)| {
                 if let Some(sums) = self
                     .devices
                     .get_mut(&class)
                     .and_then(|device| device.seconds.at(second_ns))
                 {
-                    sums.add(&DeviceSums {
-                        contended_ns: latency_ns,
-                        contended_excess_ns: excess_ns,
-                        ..DeviceSums::default()
-                    });
+                    sums.contended.add(&calls);
                 }
                 Contended {
                     owner,
                     second_ns,
-                    latency_ns,
-                    excess_ns,
+                    calls,
                 }
             })
             .collect()
@@ -206,8 +196,9 @@ impl Devices {
                     busy: formulas::share(sums.latency_ns, window_ns),
                     users: sums.users,
                     contention: formulas::driver_contention(
-                        sums.contended_excess_ns,
-                        sums.contended_ns,
+                        sums.contended.excess_ns,
+                        sums.contended.latency_ns,
+                        sums.contended.calls,
                     ),
                     culprit,
                 }

@@ -52,9 +52,9 @@ pub fn contention_counts(latency_ns: u64, window_ns: u64, processes: usize) -> b
 
 /// GPU driver contention: Σ max(0, Lᵢ − b) / Σ Lᵢ, in [0, 1]. `b` is the baseline of the call's
 /// (device class, command); the kernel sums the excess over it. Sum only windows of which
-/// [`contention_counts`] says so. `None` without latency.
-pub fn driver_contention(excess_ns: u64, latency_ns: u64) -> Option<f64> {
-    (latency_ns > 0).then(|| (excess_ns as f64 / latency_ns as f64).min(1.0))
+/// [`contention_counts`] says so. `None` with fewer than [`MIN_COUNT`] calls in these windows.
+pub fn driver_contention(excess_ns: u64, latency_ns: u64, calls: u64) -> Option<f64> {
+    (calls >= MIN_COUNT && latency_ns > 0).then(|| (excess_ns as f64 / latency_ns as f64).min(1.0))
 }
 
 /// The culprit of contention: who held the device longest, not who waited. Of equals the first.
@@ -165,9 +165,10 @@ mod tests {
         assert!(!contention_counts(hundredth - 1, SECOND_NS, 2));
         assert!(!contention_counts(SECOND_NS, SECOND_NS, 1));
         assert!(!contention_counts(SECOND_NS, 0, 2));
-        close(driver_contention(3, 4), 0.75);
-        close(driver_contention(9, 4), 1.0);
-        assert_eq!(driver_contention(0, 0), None);
+        close(driver_contention(3, 4, 5), 0.75);
+        close(driver_contention(9, 4, 5), 1.0);
+        assert_eq!(driver_contention(3, 4, 4), None);
+        assert_eq!(driver_contention(0, 0, 5), None);
     }
 
     #[test]

@@ -81,6 +81,16 @@ struct Calls {
     excess_ns: u64,
 }
 
+impl Calls {
+    fn of(sample: &SampleGpuCommand) -> Self {
+        Self {
+            calls: sample.calls.into(),
+            latency_ns: sample.latency_ns,
+            excess_ns: sample.excess_ns,
+        }
+    }
+}
+
 impl Tally for Calls {
     fn add(&mut self, other: &Self) {
         self.calls.add(&other.calls);
@@ -246,11 +256,7 @@ impl Metrics {
                     .entry(key)
                     .or_insert_with(|| Slots::new(PROCESS_SLOT_NS, PROCESS_SLOTS));
                 if let Some(slot) = slots.at(now_ns) {
-                    slot.add(&Calls {
-                        calls: sample.calls.into(),
-                        latency_ns: sample.latency_ns,
-                        excess_ns: sample.excess_ns,
-                    });
+                    slot.add(&Calls::of(&sample));
                 }
             } else {
                 self.left_out += 1;
@@ -327,18 +333,19 @@ impl Metrics {
 
     /// Books the driver calls of a second that is over, if it counts for contention.
     fn settle(&mut self) {
-        for call in self.devices.advance(self.now_ns) {
+        for contended in self.devices.advance(self.now_ns) {
             let counts = Counts {
-                contended_ns: call.latency_ns,
-                contended_excess_ns: call.excess_ns,
+                contended_calls: contended.calls.calls,
+                contended_ns: contended.calls.latency_ns,
+                contended_excess_ns: contended.calls.excess_ns,
                 ..Counts::default()
             };
-            let workload = self.workloads.get_mut(&call.owner.0);
-            if let Some(slot) = workload.and_then(|w| w.slots.at(call.second_ns)) {
+            let workload = self.workloads.get_mut(&contended.owner.0);
+            if let Some(slot) = workload.and_then(|w| w.slots.at(contended.second_ns)) {
                 slot.add(&counts);
             }
-            let process = self.processes.get_mut(&call.owner);
-            if let Some(slot) = process.and_then(|p| p.slots.at(call.second_ns)) {
+            let process = self.processes.get_mut(&contended.owner);
+            if let Some(slot) = process.and_then(|p| p.slots.at(contended.second_ns)) {
                 slot.add(&counts);
             }
         }

@@ -1,7 +1,7 @@
 //! Model files: how often their bytes were taken in, and how long a load took.
 //!
-//! A load begins when a process opens a file and ends when it has mapped or read as many bytes as
-//! the file has. Loads of a workload that overlap, or follow each other within [`SAME_LOAD_NS`],
+//! A load begins when a process opens a file. It is one once the process has mapped or read
+//! [`WHOLE`] of the file, and ends with the last of the file's bytes that follow. Loads of a workload that overlap, or follow each other within [`SAME_LOAD_NS`],
 //! are one (a model in shards, several workers); the same file by the same process begins another.
 //!
 //! Invariants: at most [`MAX_FILES`] files and [`MAX_READERS`] processes a file; the bytes of a
@@ -25,7 +25,10 @@ const MINUTE_NS: u64 = 60 * formulas::SECOND_NS;
 const MINUTES: u64 = RELOAD_WINDOW_NS / MINUTE_NS - 1;
 /// A load that begins so soon after another of its workload belongs to it.
 const SAME_LOAD_NS: u64 = formulas::SECOND_NS;
-/// A load that takes in nothing for so long was given up; the next open begins anew.
+/// So much of a file makes a load: loaders skip headers, and read their slice only. The policy
+/// `reload-loop` asks for the same.
+const WHOLE: f64 = 0.9;
+/// A load that takes in nothing for so long was given up, or is over; the next open begins anew.
 const GIVEN_UP_NS: u64 = 60 * formulas::SECOND_NS;
 
 /// (workload, device, inode)
@@ -35,7 +38,7 @@ type Key = (u64, u32, u64);
 struct Reader {
     /// When the load under way began.
     opened_ns: Option<u64>,
-    /// What it has taken in.
+    /// What was taken in since then.
     bytes: u64,
     /// Of any bytes, or of the open.
     changed_ns: u64,
@@ -101,25 +104,24 @@ impl Models {
             self.left_out += 1;
             return;
         };
+        let goes_on = reader.bytes < size
+            && now_ns.saturating_sub(reader.changed_ns) <= GIVEN_UP_NS
+            && bytes > 0;
         reader.changed_ns = now_ns;
         reader.has_read |= bytes > 0;
         reader.bytes = reader.bytes.saturating_add(bytes);
-        if size > 0
-            && reader.bytes >= size
-            && let Some(begin_ns) = reader.opened_ns.take()
-            && (self.loads.contains_key(&key.0) || self.loads.len() < MAX_WORKLOADS)
-        {
-            let load = self.loads.entry(key.0).or_default();
-            let joins = begin_ns <= load.end_ns.saturating_add(SAME_LOAD_NS)
-                && reader.load != Some(load.number);
-            if joins && load.number > 0 {
-                load.begin_ns = load.begin_ns.min(begin_ns);
+        if is_whole(reader.bytes, size) {
+            if let Some(begin_ns) = reader.opened_ns.take() {
+                if self.loads.contains_key(&key.0) || self.loads.len() < MAX_WORKLOADS {
+                    let load = self.loads.entry(key.0).or_default();
+                    load.take_in(reader, begin_ns, now_ns);
+                }
+            } else if goes_on
+                && let Some(load) = self.loads.get_mut(&key.0)
+                && reader.load == Some(load.number)
+            {
                 load.end_ns = load.end_ns.max(now_ns);
-            } else {
-                load.number += 1;
-                (load.begin_ns, load.end_ns) = (begin_ns, now_ns);
             }
-            reader.load = Some(load.number);
         }
         if let Some(minute) = file.minutes.at(now_ns) {
             *minute = minute.saturating_add(bytes);
@@ -188,6 +190,27 @@ impl Models {
     }
 }
 
+impl Load {
+    /// A reader has loaded its file: as a part of this load, or of the next one.
+    fn take_in(&mut self, reader: &mut Reader, begin_ns: u64, end_ns: u64) {
+        let joins = begin_ns <= self.end_ns.saturating_add(SAME_LOAD_NS)
+            && reader.load != Some(self.number);
+        if joins && self.number > 0 {
+            self.begin_ns = self.begin_ns.min(begin_ns);
+            self.end_ns = self.end_ns.max(end_ns);
+        } else {
+            self.number += 1;
+            (self.begin_ns, self.end_ns) = (begin_ns, end_ns);
+        }
+        reader.load = Some(self.number);
+    }
+}
+
+/// Whether so many bytes of a file are a load of it.
+fn is_whole(bytes: u64, size: u64) -> bool {
+    size > 0 && bytes as f64 >= size as f64 * WHOLE
+}
+
 impl File {
     fn reader(&mut self, process: ProcessId) -> Option<&mut Reader> {
         if self.readers.len() >= MAX_READERS && !self.readers.contains_key(&process) {
@@ -253,6 +276,40 @@ mod tests {
         models.tidy(2000 * S);
         assert!(models.view(1).is_empty());
         assert_eq!(models.load_seconds(1), None);
+    }
+
+    #[test]
+    fn a_load_that_skips_a_header_has_a_time_and_later_bytes_move_its_end() {
+        let mut models = Models::default();
+        models.opened(A, process(1), 100, 10 * S);
+        models.took(A, process(1), 89, 11 * S);
+        assert_eq!(models.load_seconds(1), None);
+        models.took(A, process(1), 1, 12 * S);
+        assert_eq!(models.load_seconds(1), Some(2.0));
+        models.took(A, process(1), 5, 14 * S);
+        assert_eq!(models.load_seconds(1), Some(4.0));
+        // Long after, and beyond the file's size, it is no longer that load.
+        models.took(A, process(1), 1, 14 * S + GIVEN_UP_NS + 1);
+        assert_eq!(models.load_seconds(1), Some(4.0));
+        let again = 100 * S;
+        models.opened(A, process(1), 100, again);
+        models.took(A, process(1), 95, again + S);
+        assert_eq!(models.load_seconds(1), Some(1.0));
+        models.took(A, process(1), 10, again + 2 * S);
+        assert_eq!(models.load_seconds(1), Some(2.0));
+        models.took(A, process(1), 10, again + 3 * S);
+        assert_eq!(models.load_seconds(1), Some(2.0));
+    }
+
+    #[test]
+    fn later_bytes_of_an_earlier_load_do_not_lengthen_the_latest_one() {
+        let mut models = Models::default();
+        models.opened(A, process(1), 100, 10 * S);
+        models.took(A, process(1), 90, 11 * S);
+        models.opened(B, process(2), 100, 20 * S);
+        models.took(B, process(2), 100, 21 * S);
+        models.took(A, process(1), 10, 22 * S);
+        assert_eq!(models.load_seconds(1), Some(1.0));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use super::*;
 use palisade_abi::{
-    Header, Histogram, Lost, SampleCpu, SampleFaults, SampleGpu, SampleInference, SamplePressure,
-    SampleSched, SampleSyscalls,
+    Header, Histogram, Lost, SampleCompleted, SampleCpu, SampleFaults, SampleGpu, SampleInference,
+    SamplePressure, SampleSched, SampleSyscalls,
 };
 use proptest::prelude::*;
 
@@ -22,6 +22,16 @@ fn header(workload: u64, pid: u32) -> Header {
 fn value_of(snapshot: &Snapshot, workload: u64, metric: Metric) -> Option<f64> {
     let found = snapshot.workloads.iter().find(|w| w.workload == workload);
     found.unwrap().values.get(metric)
+}
+
+/// So many requests that are over.
+fn completed(header: Header, requests: u64, whole_ns: u64) -> Record {
+    let sample = SampleCompleted {
+        requests,
+        whole_ns,
+        reserved: 0,
+    };
+    Record::new(header, sample)
 }
 
 /// Feeds `each` in every second from the 10th to the 14th, then lets the 15th begin.
@@ -72,6 +82,7 @@ fn rates_and_ratios_are_over_the_whole_seconds_that_were_seen() {
                 ..SampleInference::default()
             },
         ),
+        completed(h, 2, S),
         Record::new(
             h,
             SampleFaults {
@@ -98,6 +109,7 @@ fn rates_and_ratios_are_over_the_whole_seconds_that_were_seen() {
         (Metric::MigrationsCross, Some(2.0)),
         (Metric::MigrationsSame, Some(8.0)),
         (Metric::RequestTime, Some(0.5)),
+        (Metric::RequestsInFlight, Some(1.0)),
         (Metric::PageFaults, Some(4.0)),
         (Metric::PressureMemory, Some(0.1)),
         (Metric::Maps, Some(0.0)),
@@ -182,6 +194,29 @@ fn contention_names_the_holder_and_not_the_waiter() {
 }
 
 #[test]
+fn contention_of_fewer_than_five_calls_is_absent() {
+    let after = |seconds: u64| {
+        let mut metrics = Metrics::new();
+        metrics.observe(&[], 10 * S, true);
+        let waiter = driver(1, 10, S / 2, S / 4, 0);
+        let holder = driver(2, 20, S / 2, 0, S / 2);
+        for second in 10..10 + seconds {
+            let both = [waiter, holder].concat();
+            metrics.observe(&both, second * S + S / 2, true);
+        }
+        metrics.observe(&[], (10 + seconds) * S, true);
+        metrics.snapshot(ALL)
+    };
+    // One call a second by each.
+    let (four, five) = (after(4), after(5));
+    assert_eq!(value_of(&four, 1, Metric::GpuContention), None);
+    assert_eq!(value_of(&five, 1, Metric::GpuContention), Some(0.5));
+    // The device has both processes' calls.
+    assert_eq!(after(2).devices[0].contention, None);
+    assert_eq!(after(3).devices[0].contention, Some(0.25));
+}
+
+#[test]
 fn one_user_alone_or_an_idle_device_is_no_contention() {
     let alone = five_seconds(&driver(1, 10, S / 2, S / 4, 0));
     assert_eq!(value_of(&alone, 1, Metric::GpuContention), None);
@@ -189,6 +224,74 @@ fn one_user_alone_or_an_idle_device_is_no_contention() {
     let little = [driver(1, 10, 1000, 500, 0), driver(2, 20, 1000, 500, 0)].concat();
     let idle = five_seconds(&little);
     assert_eq!(value_of(&idle, 1, Metric::GpuContention), None);
+}
+
+#[test]
+fn latencies_of_driver_calls_are_over_all_devices_of_a_workload() {
+    let calls = |class, counts| {
+        let mut record = Record::new(header(7, 1), Histogram { counts });
+        record.header.kind = kind::SAMPLE_GPU_LATENCY;
+        record.header.flags = Histogram::flags(class, 12);
+        record
+    };
+    // 2 to 4 ms on one device, 16 to 32 ms on the other.
+    let each = [calls(0, [4, 0, 0, 0, 0, 0]), calls(3, [0, 0, 0, 1, 0, 0])];
+    let snapshot = five_seconds(&each);
+    let p50 = value_of(&snapshot, 7, Metric::GpuCallP50).unwrap();
+    let p99 = value_of(&snapshot, 7, Metric::GpuCallP99).unwrap();
+    assert!((2.048e-3..4.096e-3).contains(&p50), "{p50}");
+    assert!((16.384e-3..32.768e-3).contains(&p99), "{p99}");
+    assert_eq!(value_of(&snapshot, 7, Metric::RunqP99), None);
+
+    let mut metrics = Metrics::new();
+    metrics.observe(&[], 10 * S, true);
+    metrics.observe(&[calls(0, [4, 0, 0, 0, 0, 0])], 10 * S + 1, true);
+    metrics.observe(&[], 11 * S, true);
+    assert_eq!(
+        value_of(&metrics.snapshot(ALL), 7, Metric::GpuCallP99),
+        None
+    );
+}
+
+#[test]
+fn numbers_per_request_are_over_those_that_are_over() {
+    let began = SampleInference {
+        requests: 100,
+        ..SampleInference::default()
+    };
+    let switches = SampleSched {
+        involuntary: 6,
+        ..SampleSched::default()
+    };
+    let h = header(7, 1);
+    let of = |over| {
+        five_seconds(&[
+            Record::new(h, began),
+            Record::new(h, switches),
+            completed(h, over, S),
+        ])
+    };
+    let one = of(1);
+    assert_eq!(value_of(&one, 7, Metric::Requests), Some(100.0));
+    assert_eq!(value_of(&one, 7, Metric::RequestTime), Some(1.0));
+    assert_eq!(value_of(&one, 7, Metric::SwitchesPerInference), Some(6.0));
+    assert_eq!(value_of(&of(0), 7, Metric::RequestTime), None);
+}
+
+#[test]
+fn requests_in_flight_are_absent_while_none_is_over() {
+    let answering = |whole_ns| {
+        let sample = SampleInference {
+            requests: 1,
+            whole_ns,
+            ..SampleInference::default()
+        };
+        let snapshot = five_seconds(&[Record::new(header(7, 1), sample)]);
+        value_of(&snapshot, 7, Metric::RequestsInFlight)
+    };
+    assert_eq!(answering(0), None);
+    // Each lasts 3 s and one begins every second.
+    assert_eq!(answering(3 * S), Some(3.0));
 }
 
 #[test]

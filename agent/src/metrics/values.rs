@@ -40,20 +40,20 @@ fn value(metric: Metric, counts: &Counts, window_ns: u64) -> Option<f64> {
         Metric::SwitchesVoluntary => rate(counts.voluntary),
         Metric::SwitchesInvoluntary => rate(counts.involuntary),
         Metric::SwitchesPerInference => {
-            formulas::per_inference(counts.involuntary, counts.requests)
+            formulas::per_inference(counts.involuntary, counts.completed)
         }
         Metric::MigrationsCross => formulas::per_on_cpu_second(counts.cross_node, counts.on_ns),
         Metric::MigrationsSame => formulas::per_on_cpu_second(same_node, counts.on_ns),
         Metric::Syscalls => rate(counts.calls),
-        Metric::SyscallsPerInference => formulas::per_inference(counts.calls, counts.requests),
+        Metric::SyscallsPerInference => formulas::per_inference(counts.calls, counts.completed),
         Metric::SyscallsWaiting => formulas::waiting_share(counts.calls, counts.waiting),
         Metric::Requests => rate(counts.requests),
         Metric::FirstByteP50 => formulas::quantile_seconds(&counts.first_byte, 0.5),
         Metric::FirstByteP99 => formulas::quantile_seconds(&counts.first_byte, 0.99),
-        // Times are told when a request is over, counts when its answer begins: without any time,
-        // none is over.
-        Metric::RequestTime if counts.whole_ns == 0 => None,
-        Metric::RequestTime => formulas::mean_seconds(counts.whole_ns, counts.requests),
+        Metric::RequestTime => formulas::mean_seconds(counts.completed_ns, counts.completed),
+        // None is over: perhaps because they are long.
+        Metric::RequestsInFlight if counts.whole_ns == 0 && counts.requests > 0 => None,
+        Metric::RequestsInFlight => share(counts.whole_ns),
         Metric::NetSent => rate(counts.sent_bytes),
         Metric::NetReceived => rate(counts.received_bytes),
         Metric::Retransmits => rate(counts.retransmits),
@@ -69,10 +69,14 @@ fn value(metric: Metric, counts: &Counts, window_ns: u64) -> Option<f64> {
         Metric::PressureIoFull => share_us(counts.io_full_us),
         Metric::GpuCalls => rate(counts.gpu_calls),
         Metric::GpuTime => share(counts.gpu_ns),
+        Metric::GpuCallP50 => formulas::quantile_seconds(&counts.gpu_latency, 0.5),
+        Metric::GpuCallP99 => formulas::quantile_seconds(&counts.gpu_latency, 0.99),
         Metric::GpuHold => share(counts.gpu_hold_ns),
-        Metric::GpuContention => {
-            formulas::driver_contention(counts.contended_excess_ns, counts.contended_ns)
-        }
+        Metric::GpuContention => formulas::driver_contention(
+            counts.contended_excess_ns,
+            counts.contended_ns,
+            counts.contended_calls,
+        ),
         Metric::GpuErrors => count(counts.gpu_errors),
         Metric::CudaBlocked => share(counts.cuda_blocked_ns),
         Metric::CudaLaunches => rate(counts.cuda_launches),

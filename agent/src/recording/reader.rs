@@ -241,11 +241,13 @@ impl<R: Read> Reader<R> {
         let [a, b, c, d, length @ ..] = head;
         if [a, b, c, d] != CONTINUATION {
             // A host that crashed may leave a file as long as it was to be, with nothing in it from some place on.
-            return Err(if head == [0; 8] && only_zeros(&mut self.input).map_err(io)? {
-                ReadError::Torn { offset }
-            } else {
-                corrupt("no message of an Arrow stream")
-            });
+            return Err(
+                if head == [0; 8] && only_zeros(&mut self.input).map_err(io)? {
+                    ReadError::Torn { offset }
+                } else {
+                    corrupt("no message of an Arrow stream")
+                },
+            );
         }
         let length = u32::from_le_bytes(length) as usize;
         if length == 0 {

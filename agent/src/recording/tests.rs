@@ -269,7 +269,11 @@ fn torn_tail_loses_the_last_chunk_only_and_says_so() {
 #[test]
 fn zeros_to_the_end_are_a_torn_tail_and_among_other_bytes_damage() {
     let (file, ends) = sample();
-    for (zeros, after, torn) in [(8, &b""[..], true), (9_000, b"", true), (9_000, b"x", false)] {
+    for (zeros, after, torn) in [
+        (8, &b""[..], true),
+        (9_000, b"", true),
+        (9_000, b"x", false),
+    ] {
         for (chunks, end) in ends.iter().enumerate() {
             let mut file = file[..*end].to_vec();
             file.resize(end + zeros, 0);

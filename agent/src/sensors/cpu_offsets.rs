@@ -18,6 +18,8 @@ pub(super) fn resolve_cpu(btf: &Btf) -> (CpuOffsets, Vec<Missing>) {
         task_delayed: read.member(Sched, "task_struct", "sched_info.run_delay"),
         task_turns: read.member(Sched, "task_struct", "sched_info.pcount"),
         task_arrival: read.member(Sched, "task_struct", "sched_info.last_arrival"),
+        task_voluntary: read.member(Sched, "task_struct", "nvcsw"),
+        task_involuntary: read.member(Sched, "task_struct", "nivcsw"),
         task_cfs_rq: read.member(Sched, "task_struct", "se.cfs_rq"),
         cfs_rq_rq: read.member(Sched, "cfs_rq", "rq"),
         rq_clock: read.member(Sched, "rq", "clock"),
@@ -45,6 +47,7 @@ mod tests {
         let (offsets, missing) = resolve_cpu(&btf);
         assert_eq!(missing, []);
         assert_ne!(offsets.task_ran, 0);
+        assert_ne!(offsets.task_voluntary, offsets.task_involuntary);
         assert_ne!(offsets.rq_clock, 0);
     }
 }

@@ -20,8 +20,9 @@ use palisade_abi::{
     CounterFamily, Counters, CountersKey, CudaCounters, FaultCounters, GpuCommandCounters,
     GpuCommandKey, GpuCounters, GpuCountersKey, HISTOGRAM_BUCKETS, Histogram, HistogramCounters,
     HistogramKey, Kind, NetCounters, QUOTA_TABLES, ReadCounters, ReadKey, ReclaimCounters,
-    SampleCpu, SampleCuda, SampleFaults, SampleGpu, SampleGpuCommand, SampleInference, SampleMaps,
-    SampleNet, SampleReads, SampleReclaim, SampleSched, SampleSyscalls, SyscallCounters,
+    SampleCompleted, SampleCpu, SampleCuda, SampleFaults, SampleGpu, SampleGpuCommand,
+    SampleInference, SampleMaps, SampleNet, SampleReads, SampleReclaim, SampleSched,
+    SampleSyscalls, SyscallCounters,
 };
 
 macro_rules! key {
@@ -47,6 +48,7 @@ key!(
 /// Names of the maps, and for how many entries a process each has room.
 pub(super) const ROOM: &[(&str, u32)] = &[
     ("COUNTERS", 1),
+    ("GPU_LATENCIES", 2),
     ("HISTOGRAMS", 2),
     ("FAULTS", 1),
     ("SYSCALLS", 1),
@@ -77,6 +79,7 @@ pub(super) fn all(ebpf: &mut Ebpf) -> Result<Vec<Box<dyn Collect>>, SensorError>
             counters,
         )?,
         family(ebpf, "GPU_COUNTERS", &[K::SampleGpu], gpu)?,
+        family(ebpf, "GPU_LATENCIES", &[K::SampleGpuLatency], gpu_latency)?,
         family(
             ebpf,
             "HISTOGRAMS",
@@ -86,7 +89,12 @@ pub(super) fn all(ebpf: &mut Ebpf) -> Result<Vec<Box<dyn Collect>>, SensorError>
         family(ebpf, "FAULTS", &[K::SampleFaults], faults)?,
         family(ebpf, "SYSCALLS", &[K::SampleSyscalls], syscalls)?,
         family(ebpf, "RECLAIM", &[K::SampleReclaim], reclaim)?,
-        family(ebpf, "NET", &[K::SampleNet, K::SampleInference], net)?,
+        family(
+            ebpf,
+            "NET",
+            &[K::SampleNet, K::SampleInference, K::SampleCompleted],
+            net,
+        )?,
         family(ebpf, "GPU_COMMANDS", &[K::SampleGpuCommand], gpu_command)?,
         Box::new(Baselines::new(ebpf)?),
         Box::new(Quotas::new(ebpf)?),
@@ -161,13 +169,22 @@ fn histogram(key: &HistogramKey, counts: &HistogramCounters, told: &mut Told<'_>
     let Some(kind) = u16::try_from(key.kind).ok().and_then(Kind::from_raw) else {
         return;
     };
+    parts(key, kind, 0, counts, told);
+}
+
+fn gpu_latency(key: &GpuCountersKey, counts: &HistogramCounters, told: &mut Told<'_>) {
+    parts(key, Kind::SampleGpuLatency, key.class, counts, told);
+}
+
+/// A histogram in as many records as it takes; see [`Histogram`].
+fn parts(key: &impl Key, kind: Kind, class: u32, counts: &HistogramCounters, told: &mut Told<'_>) {
     const PART: usize = HISTOGRAM_BUCKETS / 4;
     for (part, counts) in counts.counts.chunks_exact(PART).enumerate() {
         let mut body = Histogram::default();
         for (count, total) in body.counts.iter_mut().zip(counts) {
             *count = narrow(*total);
         }
-        told.tell_flagged(key, kind, (part * PART) as u16, body);
+        told.tell_flagged(key, kind, Histogram::flags(class, part * PART), body);
     }
 }
 
@@ -227,6 +244,15 @@ fn net(key: &CountersKey, counts: &NetCounters, told: &mut Told<'_>) {
             whole_ns: counts.whole_ns,
             requests: narrow(counts.requests),
             retransmits: narrow(counts.retransmits),
+        },
+    );
+    told.tell(
+        key,
+        Kind::SampleCompleted,
+        SampleCompleted {
+            whole_ns: counts.whole_ns,
+            requests: counts.completed,
+            reserved: 0,
         },
     );
 }

@@ -161,12 +161,15 @@ pub(super) struct Hook {
     pub rungs: &'static [Rung],
     /// Not every kernel has the place; its absence is no fault.
     pub optional: bool,
+    /// The map, an array of one, in which its programs count the returns that they found out not to have been shown.
+    pub missed: Option<&'static str>,
 }
 
 pub(super) const GPU: u64 = Kind::GpuEnter.bit()
     | Kind::GpuExit.bit()
     | Kind::SampleGpu.bit()
-    | Kind::SampleGpuCommand.bit();
+    | Kind::SampleGpuCommand.bit()
+    | Kind::SampleGpuLatency.bit();
 pub(super) const MAPS: u64 = Kind::Mmap.bit() | Kind::ModelMap.bit() | Kind::SampleMaps.bit();
 pub(super) const UNMAPS: u64 = Kind::Munmap.bit() | Kind::SampleMaps.bit();
 /// The kinds whose per-process state is given up at the process's end.
@@ -195,6 +198,7 @@ macro_rules! syscall {
                 words: $words,
             }],
             optional: false,
+            missed: None,
         }
     };
 }
@@ -230,6 +234,7 @@ macro_rules! syscall_return {
                 },
             ],
             optional: false,
+            missed: None,
         }
     };
 }
@@ -252,6 +257,7 @@ macro_rules! sched {
                 },
             ],
             optional: false,
+            missed: None,
         }
     };
 }
@@ -259,7 +265,7 @@ macro_rules! sched {
 use {sched, syscall};
 
 pub(super) use cpu::{CALLS, SCHED};
-pub(super) use cuda::CUDA;
+pub(super) use cuda::{CUDA, LAUNCHES as CUDA_LAUNCHES};
 pub(super) use memory::{FAULTS, RECLAIM, VICTIMS};
 pub(super) use net::{SOCKETS, TRANSFERS};
 
@@ -318,6 +324,7 @@ const HOOKS: &[Hook] = &[
             },
         ],
         optional: false,
+        missed: Some("MISSED_RETURNS"),
     },
     syscall_return!(
         "map",

@@ -176,13 +176,33 @@ body! {
 pub const HISTOGRAM_BUCKETS: usize = 24;
 
 body! {
-    /// A part of a histogram over [`HISTOGRAM_BUCKETS`] powers of two. The header's flags say which
-    /// bucket `counts[0]` is; parts that are all zero are left out.
-    Histogram: SAMPLE_RUNQ, SAMPLE_FIRST_BYTE {
+    /// A part of a histogram over [`HISTOGRAM_BUCKETS`] powers of two. The low byte of the header's
+    /// flags says which bucket `counts[0]` is; parts that are all zero are left out. The high byte is
+    /// the device class for `SAMPLE_GPU_LATENCY`, and else 0.
+    Histogram: SAMPLE_RUNQ, SAMPLE_FIRST_BYTE, SAMPLE_GPU_LATENCY {
         /// Values in six buckets, one after the other.
         counts: [u32; 6],
     }
 }
+
+impl Histogram {
+    /// The header's flags for a part that begins with `bucket`, of a device class or 0.
+    pub const fn flags(class: u32, bucket: usize) -> u16 {
+        (class as u16 & 0xff) << 8 | (bucket as u16 & 0xff)
+    }
+
+    /// Which bucket `counts[0]` is, by the header's flags.
+    pub const fn first_bucket(flags: u16) -> usize {
+        (flags & 0xff) as usize
+    }
+
+    /// Device class of a `SAMPLE_GPU_LATENCY`, by the header's flags.
+    pub const fn class(flags: u16) -> u32 {
+        (flags >> 8) as u32
+    }
+}
+
+const _: () = assert!(crate::MAX_DEVICE_CLASSES <= 1 << 8 && HISTOGRAM_BUCKETS <= 1 << 8);
 
 body! {
     /// Kinds that cannot be had on this kernel.
@@ -311,6 +331,19 @@ body! {
         requests: u32,
         /// Segments sent again, on any socket of the process.
         retransmits: u32,
+    }
+}
+
+body! {
+    /// Requests on the server sockets of one process that were found to be over in one window: when the
+    /// next request on the socket began, or the socket was closed.
+    SampleCompleted: SAMPLE_COMPLETED {
+        /// Sum of the times from the first received bytes to the last sent ones, nanoseconds.
+        whole_ns: u64,
+        /// How many.
+        requests: u64,
+        /// 0.
+        reserved: u64,
     }
 }
 

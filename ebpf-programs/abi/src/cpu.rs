@@ -20,6 +20,10 @@ pub struct CpuOffsets {
     pub task_turns: u32,
     /// `task_struct.sched_info` + `sched_info.last_arrival`
     pub task_arrival: u32,
+    /// `task_struct.nvcsw`
+    pub task_voluntary: u32,
+    /// `task_struct.nivcsw`
+    pub task_involuntary: u32,
     /// `task_struct.se` + `sched_entity.cfs_rq`
     pub task_cfs_rq: u32,
     /// `cfs_rq.rq`
@@ -45,6 +49,10 @@ pub struct Turn {
     pub delayed_ns: u64,
     /// Times it got one.
     pub turns: u64,
+    /// Voluntary switches, this one included.
+    pub voluntary: u64,
+    /// Involuntary ones.
+    pub involuntary: u64,
     /// When it went to sleep; 0 if it did not, or nobody wants to know.
     pub slept_ns: u64,
 }

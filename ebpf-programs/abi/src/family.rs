@@ -10,7 +10,8 @@ use bytemuck::{Pod, Zeroable};
 /// Families that there is room for.
 pub const MAX_FAMILIES: usize = 16;
 
-/// The value of a map of counters.
+/// The value of a map of counters. Maps with the same value are one family: what is made in one of
+/// them has the agent read the others, too.
 pub trait CounterFamily: Default {
     /// Its number, below [`MAX_FAMILIES`].
     const FAMILY: usize;

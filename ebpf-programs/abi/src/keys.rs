@@ -4,8 +4,9 @@ use bytemuck::{Pod, Zeroable};
 
 /// In [`DeviceKey::minor`]: every minor number of that major.
 pub const ANY_MINOR: u32 = u32::MAX;
-/// How far up the cgroup tree the kernel looks for a watched root.
-pub const MAX_CGROUP_DEPTH: u32 = 16;
+/// How many cgroups the kernel looks at for a watched root, from a task's own upwards. A bound is what
+/// the verifier asks for; the answer is remembered, so a long way is gone once for a cgroup.
+pub const MAX_CGROUP_DEPTH: u32 = 64;
 /// Bytes of a model-file suffix without its dot, NUL padded.
 pub const MODEL_SUFFIX_BYTES: usize = 16;
 /// Time after a wake-up of the agent in which records are submitted without another one,
@@ -185,6 +186,8 @@ pub struct NetCounters {
     pub first_byte_ns: u64,
     /// See [`crate::SampleInference`].
     pub whole_ns: u64,
+    /// Requests in `whole_ns`.
+    pub completed: u64,
 }
 
 /// Key of the driver-call counters by command.

@@ -64,6 +64,12 @@ pub const SAMPLE_READS: u16 = 27;
 pub const SAMPLE_CUDA: u16 = 28;
 /// The GPU driver reported an error (NVIDIA: Xid); body [`crate::GpuError`].
 pub const GPU_ERROR: u16 = 29;
+/// Latencies of one process's driver calls on one device class in one window, as a histogram; body
+/// [`crate::Histogram`], device class in the flags.
+pub const SAMPLE_GPU_LATENCY: u16 = 30;
+/// Requests of one process on server sockets that were found to be over in one window; body
+/// [`crate::SampleCompleted`].
+pub const SAMPLE_COMPLETED: u16 = 31;
 
 /// A kind that this version of the ABI knows, for `match` and for names in manifests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,6 +133,10 @@ pub enum Kind {
     SampleCuda = SAMPLE_CUDA,
     /// See [`GPU_ERROR`].
     GpuError = GPU_ERROR,
+    /// See [`SAMPLE_GPU_LATENCY`].
+    SampleGpuLatency = SAMPLE_GPU_LATENCY,
+    /// See [`SAMPLE_COMPLETED`].
+    SampleCompleted = SAMPLE_COMPLETED,
 }
 
 impl Kind {
@@ -161,6 +171,8 @@ impl Kind {
         Kind::SampleReads,
         Kind::SampleCuda,
         Kind::GpuError,
+        Kind::SampleGpuLatency,
+        Kind::SampleCompleted,
     ];
 
     /// The kind of that number.
@@ -205,6 +217,8 @@ impl Kind {
             Kind::SampleReads => "sample-reads",
             Kind::SampleCuda => "sample-cuda",
             Kind::GpuError => "gpu-error",
+            Kind::SampleGpuLatency => "sample-gpu-latency",
+            Kind::SampleCompleted => "sample-completed",
         }
     }
 

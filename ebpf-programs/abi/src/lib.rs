@@ -22,9 +22,9 @@ mod reads;
 
 pub use body::{
     Absent, Body, Exec, Exit, Fork, GpuCall, GpuError, HISTOGRAM_BUCKETS, Histogram, Lost,
-    MODEL_DIRECT, MapCall, ModelFile, OomVictim, SampleCpu, SampleCuda, SampleFaults, SampleGpu,
-    SampleGpuCommand, SampleInference, SampleMaps, SampleNet, SamplePressure, SampleReads,
-    SampleReclaim, SampleSched, SampleSyscalls,
+    MODEL_DIRECT, MapCall, ModelFile, OomVictim, SampleCompleted, SampleCpu, SampleCuda,
+    SampleFaults, SampleGpu, SampleGpuCommand, SampleInference, SampleMaps, SampleNet,
+    SamplePressure, SampleReads, SampleReclaim, SampleSched, SampleSyscalls,
 };
 pub use cpu::{CpuOffsets, MAX_CPUS, MAX_SYSCALLS, OomCause, Turn};
 pub use cuda::{CudaCall, PciOffsets};

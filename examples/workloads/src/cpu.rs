@@ -3,7 +3,11 @@
 //! Amounts of CPU time make the loads the same on every machine, and a throttled load slower
 //! rather than smaller.
 
+use anyhow::{Context, Result};
+use clap::Args;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -47,6 +51,30 @@ pub(crate) fn burn_until(end: End) {
     while !end.reached() {
         spin();
     }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct HopArgs {
+    /// CPU time between two moves, milliseconds
+    #[arg(long, default_value_t = 5)]
+    every_ms: u64,
+}
+
+/// Burns on one of its CPUs after the other until the end.
+pub(crate) fn run_hop(args: &HopArgs, end: End) -> Result<()> {
+    let myself = Pid::from_raw(0);
+    let allowed = sched_getaffinity(myself).context("sched_getaffinity")?;
+    let cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true));
+    for cpu in cpus.collect::<Vec<_>>().into_iter().cycle() {
+        if end.reached() {
+            break;
+        }
+        let mut one = CpuSet::new();
+        one.set(cpu).context("a CPU out of range")?;
+        sched_setaffinity(myself, &one).with_context(|| format!("moving to CPU {cpu}"))?;
+        burn(Duration::from_millis(args.every_ms), end);
+    }
+    Ok(())
 }
 
 /// Yields until the end.

@@ -10,10 +10,12 @@ mod cpu;
 mod device;
 mod fault;
 mod hog;
+mod leak;
 mod model;
 mod place;
 mod service;
 mod stats;
+mod stream;
 mod waiter;
 
 use anyhow::Result;
@@ -65,6 +67,12 @@ enum Load {
     Loaders(model::LoadersArgs),
     /// Burns CPU and does nothing else
     Burn,
+    /// Burns CPU and moves on to the next CPU over and over
+    Hop(cpu::HopArgs),
+    /// A culprit: takes memory and gives none back
+    Leak(leak::LeakArgs),
+    /// A server on loopback whose answers come token by token; prints its port
+    Stream(stream::StreamArgs),
     /// Negative control: spins in `sched_yield`, as some inference servers do while they wait
     YieldSpinner,
     /// Negative control: asks the device a short question now and then, as monitors do
@@ -104,6 +112,9 @@ fn run(cli: &Cli) -> Result<()> {
             cpu::burn_until(end);
             Ok(())
         }
+        Load::Hop(args) => cpu::run_hop(args, end),
+        Load::Leak(args) => leak::run(args, end),
+        Load::Stream(args) => stream::run(args, end),
         Load::YieldSpinner => {
             cpu::yield_until(end);
             Ok(())

@@ -69,9 +69,12 @@ pub(crate) struct LoadersArgs {
     /// How its content comes in
     #[arg(long, value_enum, default_value = "map")]
     how: How,
-    /// How many processes load it at the same time
+    /// How many processes load it and keep it at the same time
     #[arg(long, default_value_t = 4)]
     workers: u32,
+    /// Time between two workers' starts, milliseconds
+    #[arg(long, default_value_t = 0)]
+    stagger_ms: u64,
 }
 
 /// Loads the file over and over, opening it anew each time.
@@ -103,7 +106,10 @@ pub(crate) fn run_reload(args: &ReloadArgs, end: End) -> Result<()> {
 pub(crate) fn run_loaders(args: &LoadersArgs, end: End) -> Result<()> {
     let exe = std::env::current_exe().context("own executable")?;
     let mut workers = Vec::new();
-    for _ in 0..args.workers {
+    for number in 0..args.workers {
+        if number > 0 {
+            end.sleep(Duration::from_millis(args.stagger_ms));
+        }
         let mut command = Command::new(&exe);
         command
             .args(["reload-loop", "--loads", "1", "--how", args.how.word()])

@@ -24,14 +24,15 @@ impl Log2Histogram {
         self.total = self.total.saturating_add(1);
     }
 
-    /// Adds a record of a histogram (`sample-runq`, `sample-first-byte`), in microseconds: bucket n
-    /// of both means the same. `false` for any other record, which changes nothing. One window of a
-    /// process may come in up to four records, one for each part that is not zero.
+    /// Adds a record of a histogram (`sample-runq`, `sample-first-byte`, `sample-gpu-latency`), in
+    /// microseconds: bucket n of all of them means the same. `false` for any other record, which
+    /// changes nothing. One window of a process (and device class, which
+    /// [`Histogram::class`] tells) may come in up to four records, one for each part that is not zero.
     pub fn add_record(&mut self, record: &Record) -> bool {
         let Some(part) = record.get::<Histogram>() else {
             return false;
         };
-        let first = usize::from(record.header.flags).min(self.buckets.len());
+        let first = Histogram::first_bucket(record.header.flags).min(self.buckets.len());
         for (bucket, count) in self.buckets[first..].iter_mut().zip(part.counts) {
             *bucket = bucket.saturating_add(u64::from(count));
             self.total = self.total.saturating_add(u64::from(count));
@@ -88,6 +89,11 @@ mod tests {
         assert_eq!(histogram.quantile(0.9), Some(1));
         assert_eq!(histogram.quantile(0.99), Some(127));
         assert_eq!(histogram.quantile(1.0), Some((1 << 23) - 1));
+        let calls = proc.gpu_latency(2, 6, [0, 9, 0, 0, 0, 0]);
+        assert_eq!(Histogram::class(calls.header.flags), 2);
+        let mut of_calls = Log2Histogram::default();
+        assert!(of_calls.add_record(&calls));
+        assert_eq!((of_calls.count(), of_calls.quantile(0.5)), (9, Some(127)));
         let mut nonsense = low;
         nonsense.header.flags = u16::MAX;
         assert!(histogram.add_record(&nonsense));

@@ -60,6 +60,12 @@ impl Proc {
         record
     }
 
+    /// `SAMPLE_GPU_LATENCY`: the same of the driver calls on a device class.
+    pub fn gpu_latency(&self, class: u32, first_bucket: u16, counts: [u32; 6]) -> Record {
+        let flags = Histogram::flags(class, first_bucket.into());
+        self.histogram(Kind::SampleGpuLatency, flags, counts)
+    }
+
     /// `SAMPLE_GPU`: driver calls on a device class in one sampling window.
     pub fn sample_gpu(&self, class: u32, calls: u32, latency_ns: u64, hold_ns: u64) -> Record {
         Record::new(

@@ -50,7 +50,10 @@ fn main() -> Result<ExitCode> {
     }
     watched.settle(PATIENCE)?;
     let report = watched.handle.report();
-    println!("{:<26} {:>10} {:>8}  attached to", "hook", "runs", "ns each");
+    println!(
+        "{:<26} {:>10} {:>8}  attached to",
+        "hook", "runs", "ns each"
+    );
     for hook in watched.handle.stats().programs {
         let attached = report.hooks.iter().find(|one| one.name == hook.hook);
         let place = attached.and_then(|one| one.attached.as_deref());

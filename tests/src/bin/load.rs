@@ -54,7 +54,9 @@ fn main() -> Result<()> {
             burn(permille.parse()?, length(seconds)?)
         }
         _ => {
-            bail!("usage: load calls|switches|connections|requests|churn|burn NUMBER SECONDS [CPU | PORT@CPU…]")
+            bail!(
+                "usage: load calls|switches|connections|requests|churn|burn NUMBER SECONDS [CPU | PORT@CPU…]"
+            )
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::support::*;
 use nix::unistd::Pid;
-use palisade::sensors::{SensorHandle, SensorOptions, Way};
+use palisade::sensors::{SensorOptions, Way};
 use palisade_abi::{Histogram, Kind, Record, SampleCpu, SampleSched, kind};
 use std::{
     fs, hint,
@@ -34,18 +34,6 @@ pub fn schedstat_at_rest(pid: Pid) -> [u64; 3] {
         }
         assert!(Instant::now() < end, "the child does not come to rest");
         before = now;
-    }
-}
-
-/// Says what each hook cost, where the kernel counts it (`kernel.bpf_stats_enabled`).
-pub fn tell_costs(handle: &SensorHandle) {
-    for program in handle.stats().programs {
-        if let Some(each) = program.run_ns.checked_div(program.runs)
-            && each != 0
-        {
-            let (hook, runs) = (program.hook, program.runs);
-            eprintln!("MEASURED {hook}: {each} ns in each of {runs} runs");
-        }
     }
 }
 
@@ -81,13 +69,13 @@ fn own_time() -> Duration {
         .map_or(Duration::ZERO, Duration::from)
 }
 
-fn stay_on(cpu: usize) -> bool {
+pub fn stay_on(cpu: usize) -> bool {
     let mut set = nix::sched::CpuSet::new();
     set.set(cpu).is_ok() && nix::sched::sched_setaffinity(Pid::from_raw(0), &set).is_ok()
 }
 
 /// The CPUs that this process may use.
-fn own_cpus() -> Vec<usize> {
+pub fn own_cpus() -> Vec<usize> {
     let set = nix::sched::sched_getaffinity(Pid::from_raw(0)).expect("affinity");
     (0..nix::sched::CpuSet::count())
         .filter(|cpu| set.is_set(*cpu) == Ok(true))

@@ -3,7 +3,7 @@
 //!
 //! Invariant: only this test's children map the library, so a breakpoint in it meets nobody else.
 
-use crate::{net::print_costs, support::*};
+use crate::support::*;
 use nix::{libc, unistd::Pid};
 use palisade::sensors::{SensorOptions, Sensors};
 use palisade_abi::{Kind, Record, SampleCuda, kind};
@@ -138,7 +138,7 @@ fn cuda_calls_are_counted_exactly_and_their_blocked_time_summed() {
     let took = began.elapsed();
     assert_eq!(unwatched.run(), 0);
     watch.settle();
-    print_costs(&watch);
+    tell_costs(&watch.handle);
     let report = watch.handle.report();
     let seen = watch.stop();
     let attached = report

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the calls are made on devices of every host, and change nothing there.
 
-use crate::{cpu::tell_costs, support::*};
+use crate::support::*;
 use palisade::sensors::{Scope, SensorOptions, Sensors, WatchedDevice, Way};
 use palisade_abi::{GpuCall, Kind, MapCall, SampleGpu, SampleMaps, kind};
 use palisade_core::WorkloadId;

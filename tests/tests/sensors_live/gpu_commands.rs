@@ -5,11 +5,13 @@
 
 use crate::{
     contention::{NOT_PERMITTED, hold_for},
-    cpu::tell_costs,
+    pairs::beside_a_stranger,
     support::*,
 };
+use palisade::sensors::{SensorOptions, WatchedDevice};
 use palisade_abi::{
-    COMMAND_BITS, GpuCall, Kind, SampleGpuCommand, UNKNOWN_COMMAND, command_of, kind,
+    COMMAND_BITS, GpuCall, HISTOGRAM_BUCKETS, Histogram, Kind, SampleGpuCommand, UNKNOWN_COMMAND,
+    command_of, kind,
 };
 use std::{os::fd::AsRawFd, thread, time::Duration};
 
@@ -43,7 +45,6 @@ fn driver_calls_are_counted_by_command_and_refused_ones_together() {
     else {
         return;
     };
-    let (inside, outside) = (Cgroup::new(), Cgroup::new());
     let work = || {
         let device = ptmx();
         let mut code = 0;
@@ -58,26 +59,8 @@ fn driver_calls_are_counted_by_command_and_refused_ones_together() {
         }
         code
     };
-    let (child, stranger) = (Child::new(work), Child::new(work));
-    inside.take(child.pid);
-    outside.take(stranger.pid);
-    let (pid, workload) = (child.pid, inside.id());
-    let watch = Watch::new(
-        object,
-        options(&[&inside], &[Kind::SampleGpuCommand, Kind::GpuExit]),
-    );
-    child.start();
-    stranger.start();
-    child.wait_done();
-    stranger.wait_done();
-    watch.settle();
-    let handle = watch.handle.clone();
-    let seen = watch.stop();
-    tell_costs(&handle);
-    assert_eq!((child.finish(), stranger.finish()), (0, 0));
-
-    seen.assert_none_lost();
-    seen.assert_from(pid, workload);
+    let options = options(&[], &[Kind::SampleGpuCommand, Kind::GpuExit]);
+    let seen = beside_a_stranger(object, options, work);
     let samples: Vec<SampleGpuCommand> = seen.bodies(kind::SAMPLE_GPU_COMMAND);
     let calls: Vec<GpuCall> = seen.bodies(kind::GPU_EXIT);
     for (command, count) in [(TIOCGWINSZ, 300), (TIOCGPTN, 100), (UNKNOWN_COMMAND, 10)] {
@@ -152,4 +135,109 @@ fn the_excess_is_what_calls_took_over_the_baseline_and_nothing_before_there_is_o
         sum.excess_ns <= late && sum.excess_ns >= late - 5_000_000,
         "{sum:?} of {late}"
     );
+}
+
+/// The bucket that a latency belongs into, by the definition.
+fn bucket(latency_ns: u64) -> usize {
+    let us = latency_ns / 1000;
+    us.checked_ilog2()
+        .map_or(0, |log| log as usize + 1)
+        .min(HISTOGRAM_BUCKETS - 1)
+}
+
+#[test]
+fn every_driver_call_is_in_the_bucket_of_its_latency_and_class() {
+    const NAME: &str = "every_driver_call_is_in_the_bucket_of_its_latency_and_class";
+    const CLASS: u32 = 5;
+    const SLOW: Duration = Duration::from_millis(20);
+    let Some(object) = object(NAME) else {
+        return;
+    };
+    let inside = Cgroup::new();
+    let child = Child::new(|| {
+        let device = ptmx();
+        for round in 0..200 {
+            if round % 20 == 0 {
+                ask_nonsense(&device);
+            } else {
+                ask_window_size(&device);
+            }
+        }
+        hold_for(&device, SLOW, 4)
+    });
+    inside.take(child.pid);
+    let (pid, workload) = (child.pid, inside.id());
+    let devices = vec![WatchedDevice {
+        class: CLASS,
+        ..PTMX
+    }];
+    let watch = Watch::new(
+        object,
+        SensorOptions {
+            devices,
+            ..options(&[&inside], &[Kind::SampleGpuLatency, Kind::GpuExit])
+        },
+    );
+    child.start();
+    child.wait_done();
+    watch.settle();
+    let handle = watch.handle.clone();
+    let seen = watch.stop();
+    tell_costs(&handle);
+    if child.finish() == NOT_PERMITTED {
+        eprintln!("SKIPPED {NAME}: userfaultfd is not permitted");
+        return;
+    }
+    seen.assert_none_lost();
+    seen.assert_from(pid, workload);
+
+    let mut expected = [0_u64; HISTOGRAM_BUCKETS];
+    for call in seen.bodies::<GpuCall>(kind::GPU_EXIT) {
+        expected[bucket(call.latency_ns)] += 1;
+    }
+    let mut counted = [0_u64; HISTOGRAM_BUCKETS];
+    for record in seen.of(kind::SAMPLE_GPU_LATENCY) {
+        let part: Histogram = record.get().expect("a part");
+        assert_eq!(Histogram::class(record.header.flags), CLASS);
+        let first = Histogram::first_bucket(record.header.flags);
+        for (count, more) in counted[first..].iter_mut().zip(part.counts) {
+            *count += u64::from(more);
+        }
+    }
+    assert_eq!(counted, expected);
+    assert_eq!(counted.iter().sum::<u64>(), 204, "{counted:?}");
+    // 2^14 to 2^15 µs, or later on a slow machine.
+    assert_eq!(bucket(SLOW.as_nanos() as u64), 15);
+    assert!(counted[15..].iter().sum::<u64>() >= 4, "{counted:?}");
+}
+
+#[test]
+fn a_histogram_of_driver_calls_begins_with_its_subscription() {
+    const CALLS: u32 = 50;
+    let Some(object) = object("a_histogram_of_driver_calls_begins_with_its_subscription") else {
+        return;
+    };
+    let inside = Cgroup::new();
+    let calls = || {
+        let device = ptmx();
+        (0..CALLS).map(|_| ask_window_size(&device)).sum::<i32>()
+    };
+    let (before, after) = (Child::new(calls), Child::new(calls));
+    inside.take(before.pid);
+    inside.take(after.pid);
+    let watch = Watch::new(object, options(&[&inside], &[Kind::SampleGpu]));
+    assert_eq!(before.run(), 0);
+    watch.settle();
+    let both = [Kind::SampleGpu, Kind::SampleGpuLatency];
+    watch.handle.set_kinds(bits(&both));
+    watch.wait_kinds(&both);
+    let pid = after.pid.as_raw() as u32;
+    assert_eq!(after.run(), 0);
+    let seen = watch.stop();
+    seen.assert_none_lost();
+    let mut records = seen.of(kind::SAMPLE_GPU_LATENCY);
+    assert!(records.all(|record| record.header.pid == pid));
+    let parts: Vec<Histogram> = seen.bodies(kind::SAMPLE_GPU_LATENCY);
+    let counted: u32 = parts.iter().flat_map(|part| part.counts).sum();
+    assert_eq!(counted, CALLS);
 }

@@ -4,13 +4,13 @@
 //! Times have only bounds that hold on a slow machine: a sleep takes at least its time, and what
 //! the server took the client waited for.
 
-use crate::{net::print_costs, support::*};
+use crate::support::*;
 use nix::{
     libc,
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
     unistd::Pid,
 };
-use palisade_abi::{Histogram, Kind, SampleInference, kind};
+use palisade_abi::{Histogram, Kind, SampleCompleted, SampleInference, kind};
 use std::{
     io::{Read, Result, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
@@ -21,7 +21,11 @@ use std::{
 
 const REQUEST: usize = 64;
 const ANSWER: usize = 512;
-const KINDS: [Kind; 2] = [Kind::SampleInference, Kind::SampleFirstByte];
+const KINDS: [Kind; 3] = [
+    Kind::SampleInference,
+    Kind::SampleCompleted,
+    Kind::SampleFirstByte,
+];
 
 /// What was told of one process.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -29,6 +33,8 @@ struct Told {
     requests: u64,
     first_byte_ns: u64,
     whole_ns: u64,
+    completed: u64,
+    completed_ns: u64,
     retransmits: u64,
     /// First bytes by bucket.
     buckets: Vec<(usize, u64)>,
@@ -42,7 +48,10 @@ impl Seen {
             if record.header.pid != pid.as_raw() as u32 {
                 continue;
             }
-            if let Some(sample) = record.get::<SampleInference>() {
+            if let Some(sample) = record.get::<SampleCompleted>() {
+                told.completed += sample.requests;
+                told.completed_ns += sample.whole_ns;
+            } else if let Some(sample) = record.get::<SampleInference>() {
                 told.requests += u64::from(sample.requests);
                 told.first_byte_ns += sample.first_byte_ns;
                 told.whole_ns += sample.whole_ns;
@@ -82,6 +91,39 @@ fn server(
         };
         i32::from((0..connections).any(|_| each().is_err()))
     })
+}
+
+/// A server that works and is watched.
+struct Watched {
+    watch: Watch,
+    server: Child,
+    _cgroup: Cgroup,
+}
+
+impl Watched {
+    fn start(object: &[u8], server: Child) -> Self {
+        let cgroup = Cgroup::new();
+        cgroup.take(server.pid);
+        let watch = Watch::new(object, options(&[&cgroup], &KINDS));
+        server.start();
+        Self {
+            watch,
+            server,
+            _cgroup: cgroup,
+        }
+    }
+
+    /// What was told of it, once it has done its work.
+    fn told(self) -> Told {
+        let Self { watch, server, .. } = self;
+        let pid = server.pid;
+        server.wait_done();
+        watch.settle();
+        assert_eq!(server.finish(), 0);
+        let seen = watch.stop();
+        seen.assert_none_lost();
+        seen.told(pid)
+    }
 }
 
 /// Answers until the client closes.
@@ -137,7 +179,7 @@ fn requests_are_counted_once_for_the_process_that_answers() {
     }
     let took = began.elapsed().as_nanos() as u64;
     watch.settle();
-    print_costs(&watch);
+    tell_costs(&watch.handle);
     for child in [client, watched, unwatched] {
         assert_eq!(child.finish(), 0);
     }
@@ -145,7 +187,8 @@ fn requests_are_counted_once_for_the_process_that_answers() {
     seen.assert_none_lost();
     let told = seen.told(server_pid);
     let requests = (KEPT + FRESH) as u64;
-    assert_eq!(told.requests, requests);
+    assert_eq!((told.requests, told.completed), (requests, requests));
+    assert_eq!(told.completed_ns, told.whole_ns);
     assert_eq!(
         told.buckets.iter().map(|(_, count)| count).sum::<u64>(),
         requests
@@ -180,11 +223,7 @@ fn a_streamed_answer_is_one_request_and_lasts_to_its_last_part() {
         }
         Ok(())
     });
-    let inside = Cgroup::new();
-    inside.take(server.pid);
-    let pid = server.pid;
-    let watch = Watch::new(object, options(&[&inside], &KINDS));
-    server.start();
+    let server = Watched::start(object, server);
     let mut stream = TcpStream::connect(address).expect("connected");
     let began = Instant::now();
     for _ in 0..2 {
@@ -197,13 +236,9 @@ fn a_streamed_answer_is_one_request_and_lasts_to_its_last_part() {
             .expect("answered");
     }
     let took = began.elapsed();
-    server.wait_done();
-    watch.settle();
-    assert_eq!(server.finish(), 0);
-    let seen = watch.stop();
-    seen.assert_none_lost();
-    let told = seen.told(pid);
-    assert_eq!(told.requests, 2);
+    let told = server.told();
+    assert_eq!((told.requests, told.completed), (2, 2));
+    assert_eq!(told.completed_ns, told.whole_ns);
     let (first, whole) = (2 * PAUSE.as_nanos() as u64, told.whole_ns);
     assert!(told.first_byte_ns >= first, "{told:?}");
     assert!(told.first_byte_ns < whole, "{told:?}");
@@ -229,11 +264,7 @@ fn a_pipelining_client_s_requests_count_as_the_server_reads_them() {
         };
         i32::from(serve().is_err())
     });
-    let inside = Cgroup::new();
-    inside.take(server.pid);
-    let pid = server.pid;
-    let watch = Watch::new(object, options(&[&inside], &KINDS));
-    server.start();
+    let server = Watched::start(object, server);
     for _ in 0..2 {
         let mut stream = TcpStream::connect(address).expect("connected");
         stream.write_all(&[2; TIMES * REQUEST]).expect("sent");
@@ -241,12 +272,7 @@ fn a_pipelining_client_s_requests_count_as_the_server_reads_them() {
             .read_exact(&mut [0; TIMES * ANSWER])
             .expect("answered");
     }
-    server.wait_done();
-    watch.settle();
-    assert_eq!(server.finish(), 0);
-    let seen = watch.stop();
-    seen.assert_none_lost();
-    assert_eq!(seen.told(pid).requests, TIMES as u64 + 1);
+    assert_eq!(server.told().requests, TIMES as u64 + 1);
 }
 
 #[test]
@@ -331,11 +357,7 @@ fn a_slow_first_byte_is_found_in_its_bucket() {
         }
         Ok(())
     });
-    let inside = Cgroup::new();
-    inside.take(server.pid);
-    let pid = server.pid;
-    let watch = Watch::new(object, options(&[&inside], &KINDS));
-    server.start();
+    let server = Watched::start(object, server);
     let mut stream = TcpStream::connect(address).expect("connected");
     let waited: Vec<Duration> = (0..TIMES)
         .map(|_| {
@@ -344,12 +366,7 @@ fn a_slow_first_byte_is_found_in_its_bucket() {
             began.elapsed()
         })
         .collect();
-    server.wait_done();
-    watch.settle();
-    assert_eq!(server.finish(), 0);
-    let seen = watch.stop();
-    seen.assert_none_lost();
-    let told = seen.told(pid);
+    let told = server.told();
     // 2^14 to 2^15 µs; later only where the client, too, waited longer than that.
     let bucket = |time: Duration| 1 + time.as_micros().ilog2() as usize;
     let latest = waited.iter().max().copied().map_or(0, bucket);

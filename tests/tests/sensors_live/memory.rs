@@ -3,7 +3,7 @@
 //! Invariants: the limits are those of cgroups that the test made; only its own children are killed.
 
 use crate::{
-    cpu::{gate, open_gate, schedstat_at_rest, tell_costs},
+    cpu::{gate, open_gate, schedstat_at_rest},
     support::*,
 };
 use nix::{libc, sys::wait::WaitStatus, unistd::Pid};

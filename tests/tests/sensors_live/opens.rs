@@ -152,7 +152,7 @@ fn an_open_is_told_once_at_each_place_where_it_can_be_seen() {
         stranger.wait_done();
         let (pid, workload, handle) = (child.pid, inside.id(), watch.handle.clone());
         let seen = watch.stop();
-        crate::cpu::tell_costs(&handle);
+        tell_costs(&handle);
         assert_eq!((child.finish(), stranger.finish()), (0, 0));
         let skipped = seen.assert_none_lost_but_skipped(&[Kind::ModelOpen]);
         seen.assert_from(pid, workload);
@@ -278,7 +278,7 @@ fn the_path_of_a_program_is_told_whole_or_as_an_end() {
     assert_eq!(child.run(), 0);
     let handle = watch.handle.clone();
     let seen = watch.stop();
-    crate::cpu::tell_costs(&handle);
+    tell_costs(&handle);
     seen.assert_none_lost();
     let told: Vec<&str> = seen
         .programs

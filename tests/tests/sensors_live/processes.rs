@@ -2,14 +2,27 @@
 //!
 //! Invariant: only processes that the test started are looked at.
 
-use crate::support::*;
-use nix::{
-    sys::wait::{WaitStatus, waitpid},
-    unistd::{ForkResult, Pid, fork},
+use crate::{
+    contention::{NOT_PERMITTED, hold_for},
+    cpu::{own_cpus, stay_on},
+    support::*,
 };
+use nix::{
+    libc,
+    sys::{
+        signal::{
+            SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction,
+        },
+        timer::{Expiration, Timer, TimerSetTimeFlags},
+        wait::{WaitStatus, waitpid},
+    },
+    time::ClockId,
+    unistd::{ForkResult, Pid, fork, gettid},
+};
+use palisade::sensors::{SensorOptions, Way};
 use palisade_abi::{Exec, Exit, Fork, Kind, Record, SampleSched, kind};
 use std::{
-    fs,
+    fs, hint,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -120,37 +133,63 @@ fn threads_are_no_processes() {
     assert!(exits.iter().all(|exit| exit.code == 5 << 8), "{exits:?}");
 }
 
-/// Voluntary and involuntary switches as the kernel itself counts them.
+/// Folders of a process's threads in /proc.
+fn threads(pid: Pid) -> impl Iterator<Item = std::path::PathBuf> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
+    threads.map(|thread| thread.expect("a thread").path())
+}
+
+/// Voluntary and involuntary switches of a process's threads as the kernel itself counts them.
 fn switches(pid: Pid) -> (u64, u64) {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let value = |name: &str| {
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix(name))
-            .expect("a line");
-        line.trim().parse().expect("number")
-    };
-    (
-        value("voluntary_ctxt_switches:"),
-        value("nonvoluntary_ctxt_switches:"),
-    )
+    threads(pid).fold((0, 0), |sum, thread| {
+        let status = fs::read_to_string(thread.join("status")).expect("status");
+        let value = |name: &str| -> u64 {
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .expect("a line");
+            line.trim().parse().expect("number")
+        };
+        (
+            sum.0 + value("voluntary_ctxt_switches:"),
+            sum.1 + value("nonvoluntary_ctxt_switches:"),
+        )
+    })
 }
 
 /// Waits until the process sleeps and its counts stand still: one that waits for a CPU on a busy
 /// machine stands still too, but in the middle of a turn.
-fn switches_at_rest(pid: Pid) -> (u64, u64) {
+pub fn switches_at_rest(pid: Pid) -> (u64, u64) {
+    let sleeps = || {
+        threads(pid).all(|thread| {
+            let stat = fs::read_to_string(thread.join("stat")).expect("stat");
+            stat.contains(") S ")
+        })
+    };
     let end = Instant::now() + PATIENCE;
     let mut before = switches(pid);
     loop {
         thread::sleep(Duration::from_millis(20));
         let now = switches(pid);
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
-        if now == before && stat.contains(") S ") {
+        if now == before && sleeps() {
             return now;
         }
         assert!(Instant::now() < end, "the child does not come to rest");
         before = now;
     }
+}
+
+/// Voluntary and involuntary switches of a process as they were told.
+pub fn switches_told(seen: &Seen, pid: Pid) -> (u64, u64) {
+    seen.of(kind::SAMPLE_SCHED)
+        .filter(|record| record.header.pid == pid.as_raw() as u32)
+        .filter_map(Record::get::<SampleSched>)
+        .fold((0, 0), |sum, sample| {
+            (
+                sum.0 + u64::from(sample.voluntary),
+                sum.1 + u64::from(sample.involuntary),
+            )
+        })
 }
 
 #[test]
@@ -212,5 +251,87 @@ fn switches_agree_with_the_kernels_own_count() {
     assert!(sum(|s| s.runq_ns) > 0);
     if thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
         assert!(sum(|s| u64::from(s.migrations)) >= 30);
+    }
+}
+
+/// Interrupts the calling thread again and again until it is dropped.
+fn alarm(every: Duration) -> nix::Result<Timer> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let action = SigAction::new(
+        SigHandler::Handler(nothing),
+        SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing, which is safe at any time.
+    unsafe { sigaction(Signal::SIGALRM, &action) }?;
+    let event = SigEvent::new(SigevNotify::SigevThreadId {
+        signal: Signal::SIGALRM,
+        thread_id: gettid().as_raw(),
+        si_value: 0,
+    });
+    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, event)?;
+    timer.set(
+        Expiration::Interval(every.into()),
+        TimerSetTimeFlags::empty(),
+    )?;
+    Ok(timer)
+}
+
+#[test]
+fn a_sleep_that_a_pending_signal_forbids_counts_as_the_kernel_counts_it() {
+    // Shorter than what passes for rest: the thread that brings the pages sleeps for as long.
+    const HOLD: Duration = Duration::from_millis(12);
+    const ROUNDS: u32 = 30;
+    let name = "a_sleep_that_a_pending_signal_forbids_counts_as_the_kernel_counts_it";
+    let Some(object) = object(name) else {
+        return;
+    };
+    let cpu = own_cpus()[0];
+    for avoid in [Vec::new(), vec![Way::Btf]] {
+        let inside = Cgroup::new();
+        // It waits in the kernel for a page that comes late. That wait goes on after a signal, which
+        // is not taken before the call's end: from then on the thread calls the scheduler in
+        // order to sleep, is not allowed to, and stays runnable.
+        let child = Child::new(|| {
+            let device = ptmx();
+            stay_on(cpu);
+            match alarm(HOLD / 4) {
+                Ok(_alarm) => hold_for(&device, HOLD, ROUNDS),
+                Err(_) => 1,
+            }
+        });
+        // Somebody to switch to.
+        let rival = Child::new(|| {
+            stay_on(cpu);
+            loop {
+                hint::spin_loop();
+            }
+        });
+        inside.take(child.pid);
+        let options = SensorOptions {
+            avoid,
+            ..options(&[&inside], &[Kind::SampleSched, Kind::SampleCpu])
+        };
+        let watch = Watch::new(object, options);
+        let before = switches_at_rest(child.pid);
+        rival.start();
+        child.start();
+        child.wait_done();
+        drop(rival);
+        let after = switches_at_rest(child.pid);
+        let pid = child.pid;
+        let seen = watch.stop();
+        match child.finish() {
+            0 => {}
+            NOT_PERMITTED => {
+                eprintln!("SKIPPED {name}: userfaultfd is not permitted");
+                return;
+            }
+            code => panic!("the child ended with {code}"),
+        }
+        seen.assert_none_lost();
+        let expected = (after.0 - before.0, after.1 - before.1);
+        assert_eq!(switches_told(&seen, pid), expected);
+        eprintln!("MEASURED switches with signals pending: {expected:?}");
     }
 }

@@ -3,10 +3,10 @@
 //! Invariant: the calls are made on a pty of the test's own and the files are in a temporary
 //! folder; nothing changes that anybody uses.
 
-use crate::support::*;
+use crate::{pairs::one_after_the_other, support::*};
 use nix::libc;
 use palisade::sensors::SensorOptions;
-use palisade_abi::{Body, Kind, LOSS_COUNTER_MAP, Lost, SampleGpuCommand, SampleReads, kind};
+use palisade_abi::{Kind, LOSS_COUNTER_MAP, Lost, SampleGpuCommand, SampleReads, kind};
 use std::{collections::BTreeSet, fs, os::fd::AsRawFd, path::PathBuf};
 
 /// Entries that a process gets where tables are small.
@@ -36,14 +36,9 @@ const HARMLESS: &[libc::Ioctl] = &[
     libc::TIOCGSOFTCAR,
 ];
 
-fn bodies_of<B: Body>(seen: &Seen, kind: u16, workload: u64) -> Vec<B> {
-    let records = seen.of(kind).filter(|it| it.header.workload == workload);
-    records.filter_map(palisade_abi::Record::get).collect()
-}
-
 /// Counts that found no room, of one workload.
 fn lost_by(seen: &Seen, workload: u64) -> u64 {
-    let lost = bodies_of::<Lost>(seen, kind::LOST, workload);
+    let lost: Vec<Lost> = seen.bodies_of(kind::LOST, workload);
     assert!(
         lost.iter().all(|it| it.source == LOSS_COUNTER_MAP),
         "{lost:?}"
@@ -56,8 +51,7 @@ fn whoever_uses_many_commands_loses_the_counts_of_its_own() {
     let Some(object) = object("whoever_uses_many_commands_loses_the_counts_of_its_own") else {
         return;
     };
-    let (greedy, modest) = (Cgroup::new(), Cgroup::new());
-    let hog = Child::new(|| {
+    let hog = || {
         let device = ptmx();
         let mut buffer = [0_u64; 32];
         let works = |command: &&libc::Ioctl| {
@@ -65,43 +59,35 @@ fn whoever_uses_many_commands_loses_the_counts_of_its_own() {
             unsafe { libc::ioctl(device.as_raw_fd(), **command, buffer.as_mut_ptr()) == 0 }
         };
         i32::try_from(HARMLESS.iter().filter(works).count()).unwrap_or(0)
-    });
-    let other = Child::new(|| {
+    };
+    let other = || {
         let device = ptmx();
         (0..10).map(|_| ask_window_size(&device)).sum()
-    });
-    greedy.take(hog.pid);
-    modest.take(other.pid);
+    };
     // Room for 64 entries.
-    let watch = Watch::new(
-        object,
-        SensorOptions {
-            max_processes: 16,
-            ..options(&[&greedy, &modest], &[Kind::SampleGpuCommand])
-        },
-    );
-    hog.start();
-    hog.wait_done();
-    other.start();
-    other.wait_done();
-    let seen = watch.stop();
-    let used = usize::try_from(hog.finish()).expect("a count");
+    let options = SensorOptions {
+        max_processes: 16,
+        ..options(&[], &[Kind::SampleGpuCommand])
+    };
+    let (seen, [greedy, modest], [used, failed]) =
+        one_after_the_other(object, options, [&hog, &other]);
+    let used = usize::try_from(used).expect("a count");
     assert!(used > QUOTA, "only {used} commands work here");
-    assert_eq!(other.finish(), 0);
+    assert_eq!(failed, 0);
 
-    let counted: Vec<SampleGpuCommand> = bodies_of(&seen, kind::SAMPLE_GPU_COMMAND, greedy.id());
+    let counted: Vec<SampleGpuCommand> = seen.bodies_of(kind::SAMPLE_GPU_COMMAND, greedy);
     let commands: BTreeSet<u16> = counted.iter().map(|it| it.command).collect();
     assert_eq!(commands.len(), QUOTA);
     let failed = HARMLESS.len() - used;
-    let lost = usize::try_from(lost_by(&seen, greedy.id())).expect("a count");
+    let lost = usize::try_from(lost_by(&seen, greedy)).expect("a count");
     // Those that failed count together, as long as there is room for that.
     assert!(
         (used - QUOTA..=used - QUOTA + failed + 1).contains(&lost),
         "{lost} of {used}"
     );
-    let counted: Vec<SampleGpuCommand> = bodies_of(&seen, kind::SAMPLE_GPU_COMMAND, modest.id());
+    let counted: Vec<SampleGpuCommand> = seen.bodies_of(kind::SAMPLE_GPU_COMMAND, modest);
     assert_eq!(counted.iter().map(|it| it.calls).sum::<u32>(), 10);
-    assert_eq!(lost_by(&seen, modest.id()), 0);
+    assert_eq!(lost_by(&seen, modest), 0);
 }
 
 #[test]
@@ -118,36 +104,25 @@ fn whoever_reads_many_models_loses_the_counts_of_its_own() {
             path
         })
         .collect();
-    let (greedy, modest) = (Cgroup::new(), Cgroup::new());
     // One read of bytes and one at the end each.
     let read = |models: &[PathBuf]| {
         let whole = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| bytes.len() == 100);
         i32::from(!models.iter().all(whole))
     };
-    let hog = Child::new(|| read(&models));
-    let other = Child::new(|| read(&models[HOARD - 5..]));
-    greedy.take(hog.pid);
-    modest.take(other.pid);
-    let watch = Watch::new(
-        object,
-        SensorOptions {
-            max_processes: 64,
-            ..options(&[&greedy, &modest], &[Kind::SampleReads])
-        },
-    );
-    hog.start();
-    hog.wait_done();
-    other.start();
-    other.wait_done();
-    let seen = watch.stop();
-    assert_eq!((hog.finish(), other.finish()), (0, 0));
+    let options = SensorOptions {
+        max_processes: 64,
+        ..options(&[], &[Kind::SampleReads])
+    };
+    let works: [&dyn Fn() -> i32; 2] = [&|| read(&models), &|| read(&models[HOARD - 5..])];
+    let (seen, [greedy, modest], failed) = one_after_the_other(object, options, works);
+    assert_eq!(failed, [0, 0]);
 
-    let counted: Vec<SampleReads> = bodies_of(&seen, kind::SAMPLE_READS, greedy.id());
+    let counted: Vec<SampleReads> = seen.bodies_of(kind::SAMPLE_READS, greedy);
     let files: BTreeSet<u64> = counted.iter().map(|it| it.inode).collect();
     assert_eq!(files.len(), QUOTA);
-    assert_eq!(lost_by(&seen, greedy.id()), (HOARD - QUOTA) as u64);
-    let counted: Vec<SampleReads> = bodies_of(&seen, kind::SAMPLE_READS, modest.id());
+    assert_eq!(lost_by(&seen, greedy), (HOARD - QUOTA) as u64);
+    let counted: Vec<SampleReads> = seen.bodies_of(kind::SAMPLE_READS, modest);
     let files: BTreeSet<u64> = counted.iter().map(|it| it.inode).collect();
     assert_eq!(files.len(), 5);
-    assert_eq!(lost_by(&seen, modest.id()), 0);
+    assert_eq!(lost_by(&seen, modest), 0);
 }

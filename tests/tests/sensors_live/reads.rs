@@ -2,7 +2,7 @@
 //!
 //! Invariant: the files are the test's own, in a temporary folder, on a disk where `O_DIRECT` should work.
 
-use crate::{cpu::tell_costs, support::*};
+use crate::{pairs::beside_a_stranger, support::*};
 use nix::{
     fcntl::{OFlag, open},
     libc,
@@ -87,7 +87,6 @@ fn every_way_of_reading_a_model_counts_its_bytes_exactly() {
     let hashed = files.make("0123456789abcdef0123456789abcdef", 3 * MIB);
     let direct = files.make("direct.gguf", 2 * MIB);
     let other = files.make("notes.txt", MIB);
-    let (inside, outside) = (Cgroup::new(), Cgroup::new());
     let work = || {
         let file = open_file(&named, FLAGS);
         read_all(&file, 64 << 10); // 17 reads, and one of nothing
@@ -133,29 +132,11 @@ fn every_way_of_reading_a_model_counts_its_bytes_exactly() {
         while read(&file, aligned).is_ok_and(|bytes| bytes > 0) {}
         0
     };
-    let (child, stranger) = (Child::new(work), Child::new(work));
-    inside.take(child.pid);
-    outside.take(stranger.pid);
-    let (pid, workload) = (child.pid, inside.id());
-    let watch = Watch::new(
-        object,
-        SensorOptions {
-            model_min_bytes: 3 << 20,
-            ..options(&[&inside], &[Kind::SampleReads, Kind::ModelOpen])
-        },
-    );
-    child.start();
-    stranger.start();
-    child.wait_done();
-    stranger.wait_done();
-    watch.settle();
-    let handle = watch.handle.clone();
-    let seen = watch.stop();
-    tell_costs(&handle);
-    assert_eq!((child.finish(), stranger.finish()), (0, 0));
-
-    seen.assert_none_lost();
-    seen.assert_from(pid, workload);
+    let options = SensorOptions {
+        model_min_bytes: 3 << 20,
+        ..options(&[], &[Kind::SampleReads, Kind::ModelOpen])
+    };
+    let seen = beside_a_stranger(object, options, work);
     let mib = MIB as u64;
     let knows_direct = open_direct(&direct).is_some();
     if !knows_direct {

@@ -5,7 +5,6 @@
 //! memory, and what it keeps free is set back on drop.
 
 use crate::{
-    cpu::tell_costs,
     memory::{Limited, fresh, limit, touch},
     support::*,
     tracing::Trace,

@@ -3,17 +3,24 @@
 //!
 //! Invariant: the programs are copies of the shell in a temporary folder of the test's own.
 
-use crate::support::*;
+use crate::{
+    cpu::{gate, open_gate, schedstat_at_rest},
+    processes::{switches_at_rest, switches_told},
+    support::*,
+};
 use nix::unistd::{Pid, pipe, read, write};
 use palisade::sensors::{Scope, SensorOptions, WatchedProcesses};
-use palisade_abi::{Kind, SampleGpu, SampleReads, kind};
+use palisade_abi::{Kind, MAX_CGROUP_DEPTH, SampleCpu, SampleGpu, SampleReads, SampleSched, kind};
 use palisade_core::WorkloadId;
 use std::{
+    collections::VecDeque,
     fs,
     io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 const MODEL: usize = 40_960;
@@ -66,6 +73,112 @@ fn a_process_that_moves_is_counted_exactly_while_it_is_inside() {
     };
     assert_eq!((sampled(inside_id), sampled(nested_id)), (200, 400));
     assert_eq!(seen.count(kind::GPU_EXIT), 600);
+}
+
+#[test]
+fn a_workload_is_watched_however_deep_it_nests_its_cgroups_up_to_the_limit() {
+    let name = "a_workload_is_watched_however_deep_it_nests_its_cgroups_up_to_the_limit";
+    let Some(object) = object(name) else {
+        return;
+    };
+    let root = Cgroup::new();
+    // The deepest first: that is the order in which they are removed.
+    let mut nest: VecDeque<Cgroup> = VecDeque::new();
+    for _ in 0..MAX_CGROUP_DEPTH {
+        let above = nest.front().unwrap_or(&root);
+        let below = above.below("nested");
+        nest.push_front(below);
+    }
+    let limit = MAX_CGROUP_DEPTH as usize;
+    let depths = [(20, 100), (limit - 1, 200), (limit, 400)];
+    let children = depths.map(|(depth, calls)| {
+        let child = Child::new(move || {
+            let device = ptmx();
+            (0..calls).map(|_| ask_window_size(&device)).sum()
+        });
+        nest[limit - depth].take(child.pid);
+        child
+    });
+    let ids = depths.map(|(depth, _)| nest[limit - depth].id());
+    let watch = Watch::new(object, options(&[&root], &[Kind::SampleGpu]));
+    for child in children {
+        assert_eq!(child.run(), 0);
+    }
+    let seen = watch.stop();
+    seen.assert_none_lost();
+    let sampled = ids.map(|id| {
+        let samples: Vec<SampleGpu> = seen.bodies_of(kind::SAMPLE_GPU, id);
+        samples.iter().map(|sample| sample.calls).sum::<u32>()
+    });
+    assert_eq!(sampled, [100, 200, 0]);
+}
+
+#[test]
+fn switches_out_of_scope_are_neither_counted_nor_lost() {
+    const NAPS: u32 = 50;
+    let Some(object) = object("switches_out_of_scope_are_neither_counted_nor_lost") else {
+        return;
+    };
+    let (inside, outside) = (Cgroup::new(), Cgroup::new());
+    let (gate, open) = gate();
+    let (done, done_write) = pipe().expect("pipe");
+    let child = Child::new(move || {
+        loop {
+            gate.pass();
+            for _ in 0..NAPS {
+                thread::sleep(Duration::from_micros(200));
+            }
+            if write(&done_write, &[1]) != Ok(1) {
+                return 1;
+            }
+        }
+    });
+    inside.take(child.pid);
+    let kinds = [Kind::SampleSched, Kind::SampleRunq, Kind::SampleCpu];
+    let watch = Watch::new(object, options(&[&inside], &kinds));
+    child.start();
+    // What the kernel counts while the child naps and is back at the gate.
+    let naps = || {
+        let (before, times) = (switches_at_rest(child.pid), schedstat_at_rest(child.pid));
+        open_gate(&open);
+        assert_eq!(read(&done, &mut [0]), Ok(1));
+        let (after, later) = (switches_at_rest(child.pid), schedstat_at_rest(child.pid));
+        (after.0 - before.0, after.1 - before.1, later[0] - times[0])
+    };
+    let mut watched = Vec::new();
+    naps(); // until it has a switch in view
+    watch.settle();
+    let skip = watch.so_far();
+    for _ in 0..3 {
+        watched.push(naps());
+        // Moved away and back.
+        outside.take(child.pid);
+        naps();
+        inside.take(child.pid);
+        watched.push(naps());
+        // The scope goes elsewhere and comes back.
+        watch.handle.set_scope(scope(&[&outside]));
+        watch.settle();
+        naps();
+        watch.handle.set_scope(scope(&[&inside]));
+        watch.settle();
+    }
+    let pid = child.pid;
+    let mut seen = watch.stop();
+    seen.assert_none_lost();
+    seen.records.drain(..skip);
+    let voluntary: u64 = watched.iter().map(|it| it.0).sum();
+    let involuntary: u64 = watched.iter().map(|it| it.1).sum();
+    assert!(voluntary >= 6 * u64::from(NAPS), "{voluntary}");
+    assert_eq!(switches_told(&seen, pid), (voluntary, involuntary));
+    // The turn in which it came back, five times, is not told: it may have begun out of scope.
+    let waits = seen.bodies::<SampleSched>(kind::SAMPLE_SCHED);
+    let waits: u64 = waits.iter().map(|it| u64::from(it.runq_waits)).sum();
+    assert_eq!(waits + 5, voluntary + involuntary);
+    let on = seen.bodies::<SampleCpu>(kind::SAMPLE_CPU);
+    let on: u64 = on.iter().map(|it| it.on_ns).sum();
+    let most: u64 = watched.iter().map(|it| it.2).sum();
+    assert!((1..most).contains(&on), "{on} of {most} ns");
 }
 
 /// Shells in a temporary folder, and a model to read.

@@ -230,9 +230,13 @@ pub struct Watch {
     thread: Option<JoinHandle<()>>,
 }
 
+pub fn scope(cgroups: &[&Cgroup]) -> Scope {
+    Scope::Cgroups(cgroups.iter().map(|it| WorkloadId(it.id())).collect())
+}
+
 pub fn options(scope: &[&Cgroup], kinds: &[Kind]) -> SensorOptions {
     SensorOptions {
-        scope: Scope::Cgroups(scope.iter().map(|cgroup| WorkloadId(cgroup.id())).collect()),
+        scope: self::scope(scope),
         devices: vec![PTMX],
         kinds: bits(kinds),
         window: WINDOW,
@@ -342,6 +346,12 @@ impl Seen {
         self.of(kind).filter_map(Record::get).collect()
     }
 
+    /// Those of one workload.
+    pub fn bodies_of<B: Body>(&self, kind: u16, workload: u64) -> Vec<B> {
+        let records = self.of(kind).filter(|it| it.header.workload == workload);
+        records.filter_map(Record::get).collect()
+    }
+
     pub fn lost(&self, source: u32) -> u64 {
         let lost = self.bodies::<Lost>(kind::LOST).into_iter();
         lost.filter(|lost| lost.source == source)
@@ -391,6 +401,18 @@ impl Seen {
             assert_eq!(record.header.pid, pid.as_raw() as u32, "{record:?}");
             assert_eq!(record.header.workload, workload, "{record:?}");
             assert_ne!(record.header.start_ns, 0);
+        }
+    }
+}
+
+/// Says what each hook cost, where the kernel counts it (`kernel.bpf_stats_enabled`).
+pub fn tell_costs(handle: &SensorHandle) {
+    for program in handle.stats().programs {
+        if let Some(each) = program.run_ns.checked_div(program.runs)
+            && each != 0
+        {
+            let (hook, runs) = (program.hook, program.runs);
+            eprintln!("MEASURED {hook}: {each} ns in each of {runs} runs");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: each call is made directly, not through a library that may make others.
 
-use crate::{cpu::tell_costs, support::*};
+use crate::support::*;
 use nix::libc;
 use palisade_abi::{Kind, SampleSyscalls, kind};
 

@@ -4,7 +4,7 @@
 //! time is a lower bound, which the driver's own sleep makes true.
 
 use super::object_in_guest;
-use crate::support::*;
+use crate::{pairs::one_after_the_other, support::*};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use palisade::sensors::{SensorOptions, WatchedDevice};
@@ -313,54 +313,38 @@ fn made_up_commands_are_one_by_number_and_cost_whoever_makes_them_up() {
         return;
     };
     let _driver = FakeGpu::new();
-    let (greedy, modest) = (Cgroup::new(), Cgroup::new());
     // Words that a driver takes for calls number 0 to 199, whatever else is in them.
-    let hog = Child::new(|| {
+    let hog = || {
         let device = nvidia0();
         let words = (0..KINDS).flat_map(|kind| (0..200).map(move |number| kind << 8 | number));
         let words = words.filter(|word| *word as u8 != RM_FREE && *word as u8 != RM_ALLOC);
         words.map(|word| call(&device, word)).fold(0, i32::max)
-    });
-    let other = Child::new(|| {
+    };
+    let other = || {
         let device = nvidia0();
-        (0..10).map(|_| call(&device, command(OWN, 8))).sum::<i32>()
-    });
-    greedy.take(hog.pid);
-    modest.take(other.pid);
-    let watch = Watch::new(
-        object,
-        SensorOptions {
-            devices: vec![NVIDIA],
-            ..options(&[&greedy, &modest], &[Kind::SampleGpuCommand])
-        },
-    );
-    hog.start();
-    hog.wait_done();
-    other.start();
-    other.wait_done();
-    let seen = watch.stop();
-    assert_eq!((hog.finish(), other.finish()), (0, 0));
+        (0..10).map(|_| call(&device, command(OWN, 8))).sum()
+    };
+    let options = SensorOptions {
+        devices: vec![NVIDIA],
+        ..options(&[], &[Kind::SampleGpuCommand])
+    };
+    let (seen, [greedy, modest], failed) = one_after_the_other(object, options, [&hog, &other]);
+    assert_eq!(failed, [0, 0]);
 
     let skipped = u32::try_from(seen.skipped(&[Kind::SampleGpuCommand])).expect("a few");
-    let of = |workload: u64| {
-        let records = seen.of(kind::SAMPLE_GPU_COMMAND);
-        let records = records.filter(move |it| it.header.workload == workload);
-        records.filter_map(Record::get::<SampleGpuCommand>)
-    };
-    let commands: BTreeSet<u16> = of(greedy.id()).map(|it| it.command).collect();
+    let of = |workload| seen.bodies_of::<SampleGpuCommand>(kind::SAMPLE_GPU_COMMAND, workload);
+    let commands: BTreeSet<u16> = of(greedy).iter().map(|it| it.command).collect();
     assert!(commands.len() <= QUOTA, "{commands:?}");
     assert!(commands.iter().all(|command| *command < 200));
-    let calls: u32 = of(modest.id()).map(|it| it.calls).sum();
-    assert!(calls + skipped >= 10 && of(modest.id()).all(|it| it.command == u16::from(OWN)));
-    let full = |workload: u64| {
-        let lost = seen
-            .of(kind::LOST)
-            .filter(move |it| it.header.workload == workload);
-        let lost = lost.filter_map(Record::get::<Lost>);
+    let told = of(modest);
+    let calls: u32 = told.iter().map(|it| it.calls).sum();
+    assert!(calls + skipped >= 10 && told.iter().all(|it| it.command == u16::from(OWN)));
+    let full = |workload| {
+        let lost = seen.bodies_of::<Lost>(kind::LOST, workload).into_iter();
         lost.filter(|it| it.source == LOSS_COUNTER_MAP)
             .map(|it| it.count)
             .sum::<u64>()
     };
-    assert!(full(greedy.id()) > 0);
-    assert_eq!(full(modest.id()), 0);
+    assert!(full(greedy) > 0);
+    assert_eq!(full(modest), 0);
 }

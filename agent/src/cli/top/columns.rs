@@ -23,6 +23,7 @@ pub(super) const COLUMNS: &[Column] = &[
     column("PREEMPT", Metric::SwitchesInvoluntary),
     column("PRE/REQ", Metric::SwitchesPerInference),
     column("GPU", Metric::GpuTime),
+    column("CALL99", Metric::GpuCallP99),
     column("CONTEND", Metric::GpuContention),
     column("RELOADS", Metric::ModelReloads),
     column("FAULT/S", Metric::PageFaults),

@@ -44,6 +44,7 @@ const HELP: &[&str] = &[
     "PRE/REQ  preemptions per request           RECLAIM  threads stalled in reclaim",
     "SYSCALL  working system calls per second   XNODE    moves to another node per CPU second",
     "SYS/REQ  the same per request              LOAD     time of the latest model load",
+    "CALL99   99th percentile of driver calls",
     "",
     "– means too little to say (fewer than 5 requests, waits, calls), or not to be had here.",
     "GPU columns are about the driver, not the compute units. More: docs/metrics.md",

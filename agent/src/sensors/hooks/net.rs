@@ -6,7 +6,7 @@ use palisade_abi::Kind;
 
 /// Kinds for which sockets are remembered.
 pub(in crate::sensors) const SOCKETS: u64 =
-    Kind::SampleInference.bit() | Kind::SampleFirstByte.bit();
+    Kind::SampleInference.bit() | Kind::SampleCompleted.bit() | Kind::SampleFirstByte.bit();
 /// Kinds that follow sends and receives.
 pub(in crate::sensors) const TRANSFERS: u64 = Kind::SampleNet.bit() | SOCKETS;
 
