@@ -5,22 +5,17 @@ use super::{
     attach::{AttachReport, Hooks, chain},
     btf,
     capabilities::may_load,
-    constants,
-    cpu_offsets::resolve_cpu,
-    devices, families,
+    constants, devices, families,
+    globals::Globals,
     hooks::{self, needed},
     in_flight::InFlightView,
     kernel_version,
-    net_offsets::{resolve_net, resolve_pci},
-    offsets::{self, Group},
-    path::resolve_path,
-    pids::{Pids, resolve_exec},
+    offsets::Group,
+    pids::Pids,
     places::Places,
     pod::Plain,
     pressure::Pressure,
     quotas,
-    reads_offsets::resolve_reads,
-    registers::resolve_registers,
     run::{SensorHandle, Shared},
     under_way::UnderWay,
     window::Collect,
@@ -89,20 +84,7 @@ impl Sensors {
             source,
         })?;
         let types = btf::Btf::parse(data)?;
-        let (offsets, mut missing) = offsets::resolve(&types, options.cgroup_v2);
-        let (net, net_missing) = resolve_net(&types);
-        let (pci, pci_missing) = resolve_pci(&types);
-        let (reads, reads_missing) = resolve_reads(&types);
-        let (registers, registers_missing) = resolve_registers(&types);
-        missing.extend(registers_missing);
-        let (cpu, cpu_missing) = resolve_cpu(&types);
-        missing.extend(cpu_missing);
-        missing.extend(net_missing.into_iter().chain(pci_missing));
-        missing.extend(reads_missing);
-        let (exec, exec_missing) = resolve_exec(&types);
-        missing.extend(exec_missing);
-        let (paths, paths_missing) = resolve_path(&types);
-        missing.extend(paths_missing);
+        let (globals, missing) = Globals::resolve(&types, options.cgroup_v2);
         let places = Places::find(&types);
         drop(types);
         if let Some(missing) = missing
@@ -113,10 +95,6 @@ impl Sensors {
                 member: missing.member.clone(),
             });
         }
-        let (offsets, net, pci) = (Plain(offsets), Plain(net), Plain(pci));
-        let cpu = Plain(cpu);
-        let (reads, exec, registers) = (Plain(reads), Plain(exec), Plain(registers));
-        let paths = Plain(paths);
         let ring_bytes = options.ring_bytes.clamp(PAGE, MAX_RING).next_power_of_two();
         let classes = options
             .devices
@@ -128,14 +106,6 @@ impl Sensors {
         loader
             // The programs have no offsets to be fixed up: they are given them.
             .btf(None)
-            .override_global("OFFSETS", &offsets, true)
-            .override_global("OFFSETS_CPU", &cpu, true)
-            .override_global("OFFSETS_READS", &reads, true)
-            .override_global("OFFSETS_SYSCALL", &registers, true)
-            .override_global("OFFSETS_EXEC", &exec, true)
-            .override_global("OFFSETS_PATH", &paths, true)
-            .override_global("OFFSETS_NET", &net, true)
-            .override_global("OFFSETS_PCI", &pci, true)
             .map_max_entries("EVENTS", ring_bytes)
             .map_max_entries("SOCKETS", options.max_processes.saturating_mul(4))
             .map_max_entries("READ_FDS", read_fds(possible_cpus()?))
@@ -143,6 +113,7 @@ impl Sensors {
                 "GPU_COUNTERS",
                 options.max_processes.saturating_mul(classes.min(4)),
             );
+        globals.give_to(&mut loader);
         for (map, each) in families::ROOM {
             loader.map_max_entries(map, options.max_processes.saturating_mul(*each));
         }

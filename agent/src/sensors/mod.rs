@@ -18,6 +18,7 @@ mod cuda;
 mod devices;
 mod drain;
 mod families;
+mod globals;
 mod hooks;
 mod in_flight;
 mod kernel_version;

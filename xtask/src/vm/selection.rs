@@ -13,6 +13,11 @@ const ALSO: &[(&str, &[&str])] = &[("replay", &[]), ("palisade", &["sensors::", 
 const CI: &[(&str, &[&str])] = &[
     ("vm_live", &[]),
     ("sensors_live", &[]),
+    // That the agent as a whole starts, tells what it is attached to, and acts.
+    (
+        "agent_live",
+        &["the_log_begins_with_where", "a_throttle_is_real"],
+    ),
     ("palisade", &["sensors::offsets"]),
 ];
 
