@@ -11,8 +11,8 @@ use aya_ebpf::{
     maps::PerCpuHashMap,
 };
 use palisade_abi::{
-    Body, CounterFamily, Counters, CpuLosses, FilePath, Header, LOSS_COUNTER_MAP, LOSS_RING_BUFFER,
-    PATH_SLOTS, QUIET_NS, RECORD_BYTES, Record,
+    Body, CounterFamily, Counters, CpuLosses, FilePath, HISTOGRAM_BUCKETS, Header,
+    LOSS_COUNTER_MAP, LOSS_RING_BUFFER, PATH_SLOTS, QUIET_NS, RECORD_BYTES, Record,
 };
 
 /// Only insert; an entry that is there stays as it is.
@@ -147,6 +147,38 @@ pub fn added<V: CounterFamily>() {
         // SAFETY: the index is a constant, which `Added` has room for.
         add(unsafe { &raw mut (*all).counts[V::FAMILY] }, 1);
     }
+}
+
+/// Bucket of a time in nanoseconds; see `palisade_abi::HISTOGRAM_BUCKETS`. By halves: BPF has no
+/// instruction that counts leading zeros, and the verifier follows this one to constants.
+#[inline(always)]
+pub fn bucket(ns: u64) -> usize {
+    let mut rest = ns / 1000;
+    if rest >> (HISTOGRAM_BUCKETS - 2) != 0 {
+        return HISTOGRAM_BUCKETS - 1;
+    }
+    let mut bits = 0;
+    if rest >> 16 != 0 {
+        rest >>= 16;
+        bits += 16;
+    }
+    if rest >> 8 != 0 {
+        rest >>= 8;
+        bits += 8;
+    }
+    if rest >> 4 != 0 {
+        rest >>= 4;
+        bits += 4;
+    }
+    if rest >> 2 != 0 {
+        rest >>= 2;
+        bits += 2;
+    }
+    if rest >> 1 != 0 {
+        rest >>= 1;
+        bits += 1;
+    }
+    if rest != 0 { bits + 1 } else { bits }
 }
 
 /// Adds to a word that other programs or CPUs add to at the same time.

@@ -6,12 +6,12 @@
 //! to whoever waits for it. Returns that need not have been served do not count: see [`serves`].
 
 use crate::{
-    emit::{BPF_NOEXIST, add, lost, now, record, slot},
+    emit::{BPF_NOEXIST, add, bucket, lost, now, record, slot},
     filter::{Who, config, wanted},
     gpu_commands,
-    inference::bucket,
     kernel::{File, Task, syscall_word},
     pids,
+    quotas::shared_within,
     registers::Registers,
     tables::{
         DEVICES, GPU_COUNTERS, GPU_LATENCIES, IN_FLIGHT, LAST_RETURN, MAJORS, MISSED_RETURNS,
@@ -24,8 +24,8 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, TracePointContext},
 };
 use palisade_abi::{
-    ANY_MINOR, Config, DeviceKey, DeviceRule, GpuCall, GpuCountersKey, InFlight, Kind,
-    LOSS_STATE_MAP, MAX_MAJORS, MAX_RESIDENT, kind,
+    ANY_MINOR, Config, DeviceKey, DeviceRule, GpuCall, GpuCountersKey, HISTOGRAM_BUCKETS, InFlight,
+    Kind, LOSS_STATE_MAP, MAX_MAJORS, MAX_RESIDENT, QUOTA_HISTOGRAMS, kind,
 };
 
 /// Highest errno that a system call hands back as a negative number.
@@ -293,11 +293,8 @@ fn count(task: Typed, call: &mut InFlight, result: i64) -> Option<()> {
         counters.latency_ns += latency_ns;
         counters.hold_ns += hold_ns;
     }
-    if wanted(config, Kind::SampleGpuLatency)
-        && let Some(histogram) = slot(&GPU_LATENCIES, &key(&who, call.class), who.workload)
-        && let Some(count) = histogram.counts.get_mut(bucket(latency_ns))
-    {
-        *count += 1;
+    if wanted(config, Kind::SampleGpuLatency) {
+        count_latency(&who, call.class, latency_ns);
     }
     if by_command {
         gpu_commands::count(&who, call, command, latency_ns);
@@ -312,6 +309,22 @@ fn count(task: Typed, call: &mut InFlight, result: i64) -> Option<()> {
         record(&who, time_ns, kind::GPU_EXIT, errno, body);
     }
     Some(())
+}
+
+#[inline(always)]
+fn count_latency(who: &Who, class: u32, latency_ns: u64) {
+    let key = key(who, class);
+    let Some(histogram) = shared_within(&GPU_LATENCIES, &key, who, QUOTA_HISTOGRAMS) else {
+        return;
+    };
+    let bucket = bucket(latency_ns);
+    // It never is; Linux 6.1's verifier does not see that by itself.
+    if bucket >= HISTOGRAM_BUCKETS {
+        return;
+    }
+    // SAFETY: the bucket is below the number of buckets, as was just checked.
+    let count = unsafe { (&raw mut (*histogram).counts).cast::<u64>().add(bucket) };
+    add(count, 1);
 }
 
 /// What a system call's result says went wrong; 0 for nothing.

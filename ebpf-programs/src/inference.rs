@@ -10,7 +10,7 @@
 //! `connect` was seen.
 
 use crate::{
-    emit::{now, slot},
+    emit::{bucket, now, slot},
     filter::{Who, config, wanted},
     kernel::Address,
     net::{is_tcp, net_offset},
@@ -24,8 +24,8 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use palisade_abi::{
-    Config, CountersKey, HISTOGRAM_BUCKETS, HistogramKey, Kind, QUOTA_HISTOGRAMS, SOCKET_ANSWERING,
-    SOCKET_CLIENT, SOCKET_IDLE, SOCKET_RECEIVING, Socket,
+    Config, CountersKey, HistogramKey, Kind, QUOTA_HISTOGRAMS, SOCKET_ANSWERING, SOCKET_CLIENT,
+    SOCKET_IDLE, SOCKET_RECEIVING, Socket,
 };
 
 const TCP_SYN_SENT: u32 = 2;
@@ -246,11 +246,4 @@ fn living_owner(socket: &Socket) -> Option<(CountersKey, u64)> {
         pad: 0,
     };
     Some((key, socket.workload))
-}
-
-/// See [`palisade_abi::Histogram`].
-#[inline(always)]
-pub fn bucket(time_ns: u64) -> usize {
-    let bits = u64::BITS - (time_ns / 1000).leading_zeros();
-    (bits as usize).min(HISTOGRAM_BUCKETS - 1)
 }

@@ -4,7 +4,7 @@
 //! Invariant: entries that are there cost nothing here; a quota is only looked at where one is made.
 
 use crate::{
-    emit::{BPF_NOEXIST, add, added, value_or_loss},
+    emit::{BPF_NOEXIST, add, added, lost, value_or_loss},
     filter::Who,
     tables::ON_DEMAND,
 };
@@ -12,7 +12,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuHashMap},
 };
-use palisade_abi::{CounterFamily, QUOTA_TABLES, QuotaKey};
+use palisade_abi::{CounterFamily, LOSS_COUNTER_MAP, QUOTA_TABLES, QuotaKey};
 
 /// Entries that processes made, by process and table. The agent forgets those of ended processes.
 #[map]
@@ -72,4 +72,26 @@ pub fn slot_within<K, V: CounterFamily>(
         map.get_ptr_mut(key)
     });
     value_or_loss(found, who.workload)
+}
+
+/// The same of a map whose values all CPUs share: what is in one is only added to with [`add`].
+#[inline(always)]
+pub fn shared_within<K, V: CounterFamily>(
+    map: &HashMap<K, V>,
+    key: &K,
+    who: &Who,
+    table: u32,
+) -> Option<*mut V> {
+    let found = map.get_ptr_mut(key).or_else(|| {
+        let room = Room::of(who.pid, who.start_ns, table)?;
+        if map.insert(key, V::default(), BPF_NOEXIST).is_ok() {
+            room.take();
+            added::<V>();
+        }
+        map.get_ptr_mut(key)
+    });
+    if found.is_none() {
+        lost(who.workload, LOSS_COUNTER_MAP);
+    }
+    found
 }

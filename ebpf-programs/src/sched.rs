@@ -8,12 +8,12 @@
 //!   nothing happens at a wake-up.
 //! - An entry of `TURNS` is only touched while its thread leaves a CPU, or before its first turn. The
 //!   next CPU takes a thread after the one before has left this hook, so no two touch it at once.
-//! - The kernel counts a switch (`nvcsw`, `nivcsw`) right before this hook, from 5.15 to 7.x. So a thread
+//! - The kernel counts a switch (`nvcsw`, `nivcsw`) right before this hook, from 6.1 to 7.x. So a thread
 //!   whose two counters have grown by one was seen at its switch before; if by more, it was out of
 //!   the scope meanwhile, which is no loss, or the kernel skipped a run, which it counts itself.
 
 use crate::{
-    emit::{counters, lost},
+    emit::{bucket, counters, lost},
     filter::{Who, config, wanted},
     kernel::Address,
     quotas::slot_within,
@@ -27,8 +27,8 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use palisade_abi::{
-    Config, Counters, CpuOffsets, HISTOGRAM_BUCKETS, HistogramKey, Kind, LOSS_STATE_MAP, MAX_CPUS,
-    QUOTA_HISTOGRAMS, Turn,
+    Config, Counters, CpuOffsets, HistogramKey, Kind, LOSS_STATE_MAP, MAX_CPUS, QUOTA_HISTOGRAMS,
+    Turn,
 };
 
 /// Bit of a task's state at its last switch.
@@ -72,26 +72,14 @@ pub(crate) use cpu_offset;
 /// `sched_switch`, BTF tracepoint: (preempt, previous, next, state of previous)
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
-    // Before Linux 5.18 there is no fourth argument. The verifier knows the frozen switch and
-    // never looks at the arm that is not taken.
-    let state = if offset!(switch_has_state) == 1 {
-        Some(ctx.arg::<u32>(3))
-    } else {
-        None
-    };
-    let _ = left(ctx.arg::<u64>(0) & 1, Typed(ctx.arg(1)), state);
+    let _ = left(ctx.arg::<u64>(0) & 1, Typed(ctx.arg(1)), ctx.arg(3));
     0
 }
 
 /// `sched_switch`, raw tracepoint
 #[raw_tracepoint(tracepoint = "sched_switch")]
 pub fn sched_switch_raw(ctx: RawTracePointContext) -> i32 {
-    let state = if offset!(switch_has_state) == 1 {
-        Some(ctx.arg::<u32>(3))
-    } else {
-        None
-    };
-    let _ = left(ctx.arg::<u64>(0) & 1, Address(ctx.arg(1)), state);
+    let _ = left(ctx.arg::<u64>(0) & 1, Address(ctx.arg(1)), ctx.arg(3));
     0
 }
 
@@ -125,11 +113,7 @@ pub fn sched_migrate_raw(ctx: RawTracePointContext) -> i32 {
 
 /// A task left the CPU.
 #[inline(always)]
-fn left<M: Memory>(preempt: u64, task: M, state: Option<u32>) -> Option<()> {
-    let state = match state {
-        Some(state) => state,
-        None => task.read(offset!(task_state))?,
-    };
+fn left<M: Memory>(preempt: u64, task: M, state: u32) -> Option<()> {
     let counted = count(preempt, task, state);
     if state & TASK_DEAD != 0 {
         // Also of a thread that is not watched any more.
@@ -179,8 +163,8 @@ fn count<M: Memory>(preempt: u64, task: M, state: u32) -> Option<()> {
 }
 
 /// Whether the kernel counted this switch as voluntary. It does so for a thread that meant to sleep
-/// and had a signal pending, too, whose state says (before Linux 5.18 and from 6.15 on) that it
-/// only made room. `guess` decides where both counters have grown since the switch seen before.
+/// and had a signal pending, too, whose state says (from Linux 6.15 on) that it only made room.
+/// `guess` decides where both counters have grown since the switch seen before.
 #[inline(always)]
 fn was_voluntary(before: &Turn, now: &Turn, guess: bool) -> bool {
     if now.voluntary == before.voluntary {
@@ -237,38 +221,6 @@ fn turn_ended<M: Memory>(
             *count += 1;
         }
     }
-}
-
-/// Bucket of a time in nanoseconds; see `palisade_abi::HISTOGRAM_BUCKETS`. By halves: BPF has no
-/// instruction that counts leading zeros, and the verifier follows this one to constants.
-#[inline(always)]
-fn bucket(ns: u64) -> usize {
-    let mut rest = ns / 1000;
-    if rest >> (HISTOGRAM_BUCKETS - 2) != 0 {
-        return HISTOGRAM_BUCKETS - 1;
-    }
-    let mut bits = 0;
-    if rest >> 16 != 0 {
-        rest >>= 16;
-        bits += 16;
-    }
-    if rest >> 8 != 0 {
-        rest >>= 8;
-        bits += 8;
-    }
-    if rest >> 4 != 0 {
-        rest >>= 4;
-        bits += 4;
-    }
-    if rest >> 2 != 0 {
-        rest >>= 2;
-        bits += 2;
-    }
-    if rest >> 1 != 0 {
-        rest >>= 1;
-        bits += 1;
-    }
-    if rest != 0 { bits + 1 } else { bits }
 }
 
 /// The clock by which the scheduler takes its times, as of this switch.

@@ -79,10 +79,11 @@ pub static COUNTERS: PerCpuHashMap<CountersKey, Counters> =
 pub static GPU_COUNTERS: PerCpuHashMap<GpuCountersKey, GpuCounters> =
     PerCpuHashMap::with_max_entries(4096, ON_DEMAND);
 
-/// Histograms of driver calls per process and device class. Resized by the agent.
+/// Histograms of driver calls per process and device class, which all CPUs share: one a CPU would be
+/// 25 KB an entry on 128 of them. Resized by the agent.
 #[map]
-pub static GPU_LATENCIES: PerCpuHashMap<GpuCountersKey, HistogramCounters> =
-    PerCpuHashMap::with_max_entries(8192, ON_DEMAND);
+pub static GPU_LATENCIES: HashMap<GpuCountersKey, HistogramCounters> =
+    HashMap::with_max_entries(16_384, ON_DEMAND);
 
 /// Histograms per process and kind. Resized by the agent, like the next ones.
 #[map]
@@ -175,8 +176,6 @@ pub static OFFSETS: Global<Offsets> = Global::new(Offsets {
     task_signal: 0,
     signal_live: 0,
     signal_group_exit_code: 0,
-    task_state: 0,
-    switch_has_state: 0,
 });
 
 /// One member of [`OFFSETS`]. The verifier knows the frozen value, so it costs one instruction.

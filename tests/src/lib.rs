@@ -52,7 +52,7 @@ fn why_not_live() -> Option<String> {
         );
         return Some("built without the eBPF object (run ./x test)".into());
     }
-    let capabilities = sensors::capabilities(None, false, &[]);
+    let capabilities = sensors::capabilities(None, false, &[], None);
     let refused = capabilities
         .ring_buffer
         .err()
@@ -194,6 +194,24 @@ impl TestCgroup {
         // closes descriptors by direct system calls and allocates nothing.
         unsafe { command.pre_exec(join) };
     }
+
+    /// `palisade-workload`, from its start on inside of it; what it prints goes nowhere.
+    pub fn workload(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binaries().join("palisade-workload"));
+        for dir in self.dirs() {
+            command.arg("--join").arg(dir);
+        }
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    }
+
+    /// Starts that.
+    pub fn start(&self, arguments: &[&str]) -> Result<Ward> {
+        Ward::start(&mut self.workload(arguments))
+    }
 }
 
 impl Drop for TestCgroup {
@@ -318,6 +336,14 @@ impl Agent {
         Ok(text(&output.stdout))
     }
 
+    /// What `palisade top` tells of one second more.
+    pub fn look(&self) -> Result<serde_json::Value> {
+        let arguments = ["top", "--once", "--json", "--interval", "1"];
+        // It gives up after ten seconds, in which a busy machine may not have attached everything.
+        let answer = eventually("an answer", || self.call(&arguments).ok())?;
+        Ok(serde_json::from_str(&answer)?)
+    }
+
     /// The audit log's records, whole lines only.
     pub fn audit(&self) -> Vec<serde_json::Value> {
         let mut files: Vec<_> = std::fs::read_dir(self.audit_dir())
@@ -378,6 +404,34 @@ impl Agent {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// What a look tells of that cgroup's workload; `None` if it is absent.
+pub fn workload_in<'a>(
+    top: &'a serde_json::Value,
+    cgroup: &TestCgroup,
+) -> Option<&'a serde_json::Value> {
+    let mut workloads = top["workloads"].as_array()?.iter();
+    workloads.find(|workload| workload["cgroup"] == cgroup.path())
+}
+
+/// A metric of it; `None` if it is absent.
+pub fn value(top: &serde_json::Value, cgroup: &TestCgroup, metric: &str) -> Option<f64> {
+    workload_in(top, cgroup)?["values"][metric].as_f64()
+}
+
+/// Says how long something took, which must not be more than stated. On an emulated processor nothing takes the
+/// time that it should: in a guest of `./x vm` it is only said.
+pub fn within(what: &str, took: Duration, stated: Duration) {
+    eprintln!(
+        "MEASURED {what} after {:.1} s; stated: {:.0} s at most",
+        took.as_secs_f64(),
+        stated.as_secs_f64()
+    );
+    assert!(
+        took <= stated || std::env::var_os("PALISADE_VM").is_some(),
+        "{what} after {took:?}"
+    );
 }
 
 /// Waits until `done` answers something.

@@ -6,7 +6,9 @@
 
 use nix::fcntl::OFlag;
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
-use palisade_tests::{Agent, TestCgroup, Ward, binaries, eventually, live_or_skip, policy};
+use palisade_tests::{
+    Agent, TestCgroup, Ward, binaries, eventually, live_or_skip, policy, value, within, workload_in,
+};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -77,19 +79,6 @@ fn no_slow_calls() -> Option<String> {
     (!probe.status.success()).then_some(why)
 }
 
-/// A load was named so long after its start. On an emulated processor nothing takes the time that it should.
-fn named_after(what: &str, took: Duration, stated: Duration) {
-    eprintln!(
-        "MEASURED {what} was named after {:.1} s; stated: {:.0} s at most",
-        took.as_secs_f64(),
-        stated.as_secs_f64()
-    );
-    assert!(
-        took <= stated || std::env::var_os("PALISADE_VM").is_some(),
-        "{what}: {took:?}"
-    );
-}
-
 fn agent(cgroups: &[&TestCgroup], device: &Device, reload_settings: &str) -> Agent {
     let paths: Vec<&str> = cgroups.iter().map(|cgroup| cgroup.path()).collect();
     Agent::start(&format!(
@@ -101,23 +90,6 @@ fn agent(cgroups: &[&TestCgroup], device: &Device, reload_settings: &str) -> Age
         policy("reload-loop"),
     ))
     .unwrap()
-}
-
-/// `palisade-workload`, from its start on in the cgroup.
-fn workload(cgroup: &TestCgroup, arguments: &[&str]) -> Command {
-    let mut command = Command::new(binaries().join("palisade-workload"));
-    for dir in cgroup.dirs() {
-        command.arg("--join").arg(dir);
-    }
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    command
-}
-
-fn start(cgroup: &TestCgroup, arguments: &[&str]) -> Ward {
-    Ward::start(&mut workload(cgroup, arguments)).unwrap()
 }
 
 /// Decisions so far, whatever they were.
@@ -142,21 +114,11 @@ fn given(agent: &Agent) -> Vec<(String, u64)> {
         .collect()
 }
 
-/// What `palisade top` tells of one second more.
-fn look(agent: &Agent) -> serde_json::Value {
-    let arguments = ["top", "--once", "--json", "--interval", "1"];
-    // It gives up after ten seconds, in which a busy machine may not have attached everything.
-    let answer = eventually("an answer", || agent.call(&arguments).ok()).unwrap();
-    serde_json::from_str(&answer).unwrap()
-}
-
 /// By how many processes of that workload the file was mapped or read, and how many bytes of it in all.
 fn loaded(top: &serde_json::Value, cgroup: &TestCgroup, file: &Path) -> (u64, u64) {
     let inode = std::fs::metadata(file).unwrap().ino();
-    let workloads = top["workloads"].as_array().unwrap();
-    let found = workloads.iter().find(|w| w["cgroup"] == cgroup.path());
-    let mut models = found
-        .and_then(|w| w["models"].as_array())
+    let mut models = workload_in(top, cgroup)
+        .and_then(|workload| workload["models"].as_array())
         .into_iter()
         .flatten();
     let Some(model) = models.find(|model| model["inode"] == inode) else {
@@ -205,8 +167,8 @@ fn harmless_loads_stay_quiet() {
         unreachable!("six were made");
     };
     let agent = agent(&cgroups.iter().collect::<Vec<_>>(), &device, SHORT_GAPS);
-    // Model files are counted from the first look on, as long as the next one comes within 15 s.
-    look(&agent);
+    // Model files are counted from the first look on, as long as each next one comes within 15 s.
+    agent.look().unwrap();
     let compiling = compile(compiler, folder.path());
     if compiling.is_none() {
         eprintln!("SKIPPED harmless_loads_stay_quiet(compile): there is no C compiler");
@@ -215,29 +177,35 @@ fn harmless_loads_stay_quiet() {
     let four = ["loaders", "--workers", "4", "--model"];
     // The device has a well-behaved user besides, so that someone could be kept waiting.
     let _others = [
-        start(spinner, &["yield-spinner"]),
-        start(spinner, &["yield-spinner"]),
-        start(monitor, &["poller", "--every-ms", "1000", "--device", path]),
-        start(monitor, &["poller", "--every-ms", "25", "--device", path]),
-        start(service, &["service", "--device", path]),
+        spinner.start(&["yield-spinner"]).unwrap(),
+        spinner.start(&["yield-spinner"]).unwrap(),
+        monitor
+            .start(&["poller", "--every-ms", "1000", "--device", path])
+            .unwrap(),
+        monitor
+            .start(&["poller", "--every-ms", "25", "--device", path])
+            .unwrap(),
+        service.start(&["service", "--device", path]).unwrap(),
         // Further apart than a loop's loads; the others at the same time.
-        start(
-            loaders,
-            &[&four[..], &[map_path, "--stagger-ms", "600"]].concat(),
-        ),
-        start(
-            readers,
-            &[&four[..], &[read_path, "--how", "read"]].concat(),
-        ),
+        loaders
+            .start(&[&four[..], &[map_path, "--stagger-ms", "600"]].concat())
+            .unwrap(),
+        readers
+            .start(&[&four[..], &[read_path, "--how", "read"]].concat())
+            .unwrap(),
     ];
-    std::thread::sleep(CALM);
+    let begun = Instant::now();
+    while begun.elapsed() < CALM {
+        // Takes a second.
+        agent.look().unwrap();
+    }
     // They saw what happened, and it did not bother them.
     for (name, records) in given(&agent) {
         assert!(records > 0, "{name} saw nothing");
     }
     // All loads were seen: four workers with a whole file each.
     let loads = eventually("four workers' loads", || {
-        let top = look(&agent);
+        let top = agent.look().unwrap();
         let all = [loaded(&top, loaders, &mapped), loaded(&top, readers, &read)];
         all.iter().all(|it| it.0 == 4).then_some(all)
     });
@@ -269,14 +237,13 @@ fn calls_that_wait_by_design_stay_quiet() {
         let calls = ["--threads", threads, "--wait-ms", "160"];
         [&["waiter", "--device", path][..], &calls].concat()
     };
-    let _waiters = [start(&many, &waiter("4")), start(&one, &waiter("1"))];
+    let _waiters = [
+        many.start(&waiter("4")).unwrap(),
+        one.start(&waiter("1")).unwrap(),
+    ];
     std::thread::sleep(CALM);
-    let top = look(&agent);
-    let time_of = |cgroup: &TestCgroup| {
-        let workloads = top["workloads"].as_array().unwrap();
-        let found = workloads.iter().find(|w| w["cgroup"] == cgroup.path());
-        found.and_then(|w| w["values"]["gpu_time"].as_f64())
-    };
+    let top = agent.look().unwrap();
+    let time_of = |cgroup| value(&top, cgroup, "gpu_time");
     assert!(
         time_of(&many) > Some(1.0) && time_of(&one) > Some(0.2),
         "they call: {top}"
@@ -299,16 +266,18 @@ fn whoever_holds_the_driver_is_named_with_the_stock_settings() {
         TestCgroup::new("service").unwrap(),
     );
     let agent = agent(&[&hog, &service], &device, "");
-    let _service = start(&service, &["service", "--device", path]);
+    let _service = service.start(&["service", "--device", path]).unwrap();
     let begun = Instant::now();
     let load = ["device-hog", "--burn-ms", "60", "--hold-ms", "40"];
-    let _hog = start(&hog, &[&load[..], &["--device", path]].concat());
+    let _hog = hog
+        .start(&[&load[..], &["--device", path]].concat())
+        .unwrap();
     let decision = agent
         .wait_for("a decision about the hog", |record| {
             record["kind"] == "decision" && record["policy"]["name"] == "gpu-contention"
         })
         .unwrap();
-    named_after("the hog", begun.elapsed(), HOG_NAMED_WITHIN);
+    within("the hog was named", begun.elapsed(), HOG_NAMED_WITHIN);
     assert_eq!(
         decision["request"]["target"]["workload"],
         hog.id(),
@@ -324,14 +293,16 @@ fn loader_is_named(model: &Path, how: &str) {
     let agent = agent(&[&looping], &device, SHORT_GAPS);
     let begun = Instant::now();
     let load = ["reload-loop", "--gap-ms", "600", "--how", how, "--model"];
-    let _loader = start(&looping, &[&load[..], &[model.to_str().unwrap()]].concat());
+    let _loader = looping
+        .start(&[&load[..], &[model.to_str().unwrap()]].concat())
+        .unwrap();
     let decision = agent
         .wait_for("a decision about the loader", |record| {
             record["kind"] == "decision" && record["policy"]["name"] == "reload-loop"
         })
         .unwrap();
-    let what = format!("the loader ({how})");
-    named_after(&what, begun.elapsed(), LOADER_NAMED_WITHIN);
+    let what = format!("the loader ({how}) was named");
+    within(&what, begun.elapsed(), LOADER_NAMED_WITHIN);
     assert_eq!(
         decision["request"]["target"]["workload"],
         looping.id(),

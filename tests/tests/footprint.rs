@@ -10,8 +10,13 @@ use std::process::{Command, Stdio};
 
 /// Fixed parts of each map that the formulas leave out, and rounding to pages.
 const LEFT_OUT: u64 = 4 * 4096;
-/// Sleeping processes that are watched, each with an entry in the maps that have one a thread.
-const SLEEPERS: usize = 40;
+/// The same for a map that grows, which is a hash table: 832 bytes on Linux 6.18, and room for other kernels.
+const TOLERANCE: u64 = 2 * 4096;
+/// Sleeping processes that are watched, each with an entry in the maps that have one a thread: so many that the entries
+/// of such a map take more than what is tolerated.
+const SLEEPERS: usize = 200;
+/// Maps at least of which that is so (six with two CPUs): else nothing would be tested but empty tables.
+const TELLING: usize = 3;
 
 /// Whether this kernel reports what a map takes; says so if not.
 fn reports(test: &str) -> bool {
@@ -69,7 +74,7 @@ fn computed_memory_of_a_map_that_grows_is_that_of_the_entries_in_it() {
     let cpus = possible_cpus();
     let held = Held::by(agent.ward.pid()).maps;
     let growing = held.iter().filter(|(_, map)| map.on_demand());
-    let mut most = 0;
+    let (mut most, mut telling) = (0, 0);
     for (id, map) in growing {
         // Nobody watched does anything any more: a count soon holds while the memory is read.
         let settled = || {
@@ -80,12 +85,17 @@ fn computed_memory_of_a_map_that_grows_is_that_of_the_entries_in_it() {
         let (used, reported) = eventually("a count that holds", settled).unwrap();
         let computed = map.bytes(cpus, used);
         assert!(
-            reported.abs_diff(computed) <= LEFT_OUT,
+            reported.abs_diff(computed) <= TOLERANCE,
             "{map:?}: {reported} reported, {computed} with {used} entries"
         );
+        let in_entries = computed - map.bytes(cpus, 0);
         most = most.max(used);
+        telling += usize::from(in_entries > TOLERANCE);
     }
-    eprintln!("MEASURED {most} entries in the map that has most");
+    eprintln!(
+        "MEASURED {most} entries in the map that has most; {telling} maps with more in entries than is tolerated"
+    );
+    assert!(telling >= TELLING, "{telling} maps");
     assert!(most >= SLEEPERS as u64, "{most} entries at most");
 }
 

@@ -2,6 +2,8 @@
 //! ended by a signal or by a crash.
 #![allow(clippy::unwrap_used)] // a failed step ends the test
 
+#[path = "replay/full.rs"]
+mod full;
 #[path = "replay/speed.rs"]
 mod speed;
 
@@ -361,104 +363,6 @@ fn a_policy_that_asks_who_is_who_is_answered_as_in_the_run() {
     );
     let summary = summary(&recording);
     assert!(summary["answers"].as_u64() >= Some(2), "{summary}");
-}
-
-/// A file system of a few pages, in a folder of this test's own.
-struct Small(tempfile::TempDir);
-
-impl Small {
-    fn new(bytes: u32) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"])
-            .arg(dir.path())
-            .status();
-        assert!(mount.unwrap().success());
-        Self(dir)
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
-/// An agent that records into that file, and what its status says when the recording has failed.
-fn recording_that_fails(cgroup: &TestCgroup, recording: &Path) -> (Agent, Value) {
-    let config = react(cgroup, "observe", "quota");
-    let dir = tempfile::Builder::new()
-        .prefix("palisade-test-")
-        .tempdir()
-        .unwrap();
-    let agent = Agent::start_in(dir, &config, &["--record", recording.to_str().unwrap()]).unwrap();
-    let failed = || {
-        let status: Value =
-            serde_json::from_str(&agent.call(&["status", "--json"]).unwrap()).unwrap();
-        (status["recording"]["ok"] == false).then(|| status["recording"].clone())
-    };
-    let status = eventually("the failure in the status", failed).unwrap();
-    (agent, status)
-}
-
-/// The agent guards on, and the failure is where people look.
-fn assert_it_goes_on(mut agent: Agent, why: &str) {
-    let said = agent.call(&["status"]).unwrap();
-    let line = said.lines().find(|line| line.starts_with("record "));
-    assert!(
-        line.is_some_and(|line| line.contains("FAILED") && line.contains(why)),
-        "{said}"
-    );
-    let noted = agent.wait_for("the note", |record| {
-        let text = record["text"].as_str().unwrap_or_default();
-        record["kind"] == "note" && text.contains("recording") && text.contains(why)
-    });
-    let seq = noted.unwrap()["seq"].as_u64();
-    agent
-        .wait_for("a later decision", |record| {
-            record["kind"] == "decision" && record["seq"].as_u64() > seq
-        })
-        .unwrap();
-    assert_eq!(agent.end().unwrap(), Some(0), "{}", agent.log());
-}
-
-#[test]
-fn a_recording_whose_disk_is_full_is_told_and_the_agent_guards_on() {
-    live_or_skip!("a_recording_whose_disk_is_full_is_told_and_the_agent_guards_on");
-    let cgroup = TestCgroup::new("full").unwrap();
-    let disk = Small::new(32 << 10);
-    let _burner = burner(&cgroup, "60000");
-    let recording = disk.0.path().join("run.arrows");
-    let (agent, status) = recording_that_fails(&cgroup, &recording);
-    assert!(
-        status["error"].as_str().unwrap().contains("No space left"),
-        "{status}"
-    );
-    // What is not kept any more is counted.
-    eventually("the count", || {
-        let status: Value =
-            serde_json::from_str(&agent.call(&["status", "--json"]).unwrap()).unwrap();
-        let progress = &status["recording"]["progress"];
-        (progress["lost"].as_u64() > Some(0) && progress["notes_lost"].as_u64() > Some(0))
-            .then_some(())
-    })
-    .unwrap();
-    assert_it_goes_on(agent, "No space left");
-    // What was written before is good.
-    let summary = summary(&recording);
-    assert!(summary["batches"].as_u64() > Some(0), "{summary}");
-    assert_eq!(summary["ended"], false, "{summary}");
-}
-
-#[test]
-fn a_recording_that_cannot_be_begun_is_told_and_the_agent_guards() {
-    live_or_skip!("a_recording_that_cannot_be_begun_is_told_and_the_agent_guards");
-    let cgroup = TestCgroup::new("unwritable").unwrap();
-    let _burner = burner(&cgroup, "60000");
-    let nowhere = Path::new("/nonexistent/run.arrows");
-    let (agent, status) = recording_that_fails(&cgroup, nowhere);
-    assert_eq!(status["path"], "/nonexistent/run.arrows", "{status}");
-    assert_it_goes_on(agent, "No such file");
 }
 
 #[test]

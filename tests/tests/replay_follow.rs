@@ -265,6 +265,44 @@ fn what_does_not_fit_is_told() {
 }
 
 #[test]
+fn a_recording_that_ends_before_the_run_is_followed_as_far_as_it_goes() {
+    let recorded = Recorded::new();
+    let mut entries = recorded.start();
+    entries.extend([
+        call(2),
+        facts(true),
+        recorded.order(&call(2)),
+        // The core hears of the first of them behind the next.
+        call(3),
+        call(4),
+        recorded.order(&call(4)),
+    ]);
+    let followed = |entries: &[Entry]| {
+        let (outcome, verdicts) = recorded.replay(entries);
+        assert_eq!(outcome.differs, Vec::<String>::new());
+        assert_eq!(verdicts.len(), 2);
+        outcome
+    };
+    let outcome = followed(&entries);
+    assert!(!outcome.partial);
+    assert_eq!(
+        outcome.notes,
+        ["policy 'react' asked 1 time(s) where the recorded run's core heard nothing"]
+    );
+    entries.push(Entry::Full { max_bytes: 1 << 30 });
+    let outcome = followed(&entries);
+    assert!(outcome.partial);
+    let [full, unheard] = &outcome.notes[..] else {
+        panic!("{:?}", outcome.notes);
+    };
+    assert!(full.contains("ended before the run did"), "{full}");
+    assert_eq!(
+        unheard,
+        "policy 'react' asked 1 time(s) whose hearing may lie beyond the recording's end"
+    );
+}
+
+#[test]
 fn another_version_of_the_agent_is_told() {
     let mut recorded = Recorded::new();
     recorded.agent = "0.0.0";

@@ -121,8 +121,9 @@ fn look(paths: &Paths) -> (Vec<Check>, Vec<SignalReport>) {
         .is_ok_and(|layout| layout.flavour == Flavour::V2);
     let object = crate::ebpf_object::embedded();
     // As the agent would be run; a faulty file is told below.
-    let avoid = Config::load(&paths.config).map_or_else(|_| Vec::new(), |it| it.sensors.avoid);
-    let found = capabilities(object, cgroup_v2, &avoid);
+    let sensors = Config::load(&paths.config).ok().map(|it| it.sensors);
+    let (avoid, library) = sensors.map_or_else(Default::default, |it| (it.avoid, it.cuda_library));
+    let found = capabilities(object, cgroup_v2, &avoid, library.as_deref());
     let signals = match &found.trial {
         Some(Ok(report)) => report.signals(),
         _ => Vec::new(),

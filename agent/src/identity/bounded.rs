@@ -1,12 +1,15 @@
 //! A map that never grows beyond its size.
 //!
 //! Invariant: at most `capacity` entries; whatever is dropped to make room is counted. What was
-//! used least recently goes first, what was demoted before that.
+//! used least recently goes first, what was demoted before that, however much it is used: only
+//! inserting it again ends that.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+/// The stamp of what was demoted.
+const DEMOTED: u64 = 0;
 /// When full, one sixteenth goes at once, so that the search for the oldest is paid rarely.
 const SHARE_DROPPED: usize = 16;
 
@@ -34,7 +37,9 @@ impl<K: Eq + Hash + Copy, V> Bounded<K, V> {
 
     pub(super) fn get(&self, key: &K) -> Option<&V> {
         let (value, used) = self.entries.get(key)?;
-        used.store(self.stamp(), Relaxed);
+        if used.load(Relaxed) != DEMOTED {
+            used.store(self.stamp(), Relaxed);
+        }
         Some(value)
     }
 
@@ -45,7 +50,9 @@ impl<K: Eq + Hash + Copy, V> Bounded<K, V> {
     pub(super) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         let stamp = self.stamp();
         let (value, used) = self.entries.get_mut(key)?;
-        *used.get_mut() = stamp;
+        if *used.get_mut() != DEMOTED {
+            *used.get_mut() = stamp;
+        }
         Some(value)
     }
 
@@ -68,10 +75,10 @@ impl<K: Eq + Hash + Copy, V> Bounded<K, V> {
         }
     }
 
-    /// The entry is the first to go when room is needed.
+    /// The entry is the first to go when room is needed, until it is inserted again.
     pub(super) fn demote(&mut self, key: &K) {
         if let Some((_, used)) = self.entries.get_mut(key) {
-            *used.get_mut() = 0;
+            *used.get_mut() = DEMOTED;
         }
     }
 
@@ -83,7 +90,7 @@ impl<K: Eq + Hash + Copy, V> Bounded<K, V> {
         self.evicted
     }
 
-    /// Look-ups and changes so far.
+    /// Look-ups and changes so far, without look-ups of what is demoted.
     #[cfg(test)]
     pub(super) fn uses(&self) -> u64 {
         self.uses.load(Relaxed)
@@ -135,5 +142,21 @@ mod tests {
         map.insert(4, ());
         assert!(map.get(&1).is_none());
         assert!(map.get(&0).is_some());
+    }
+
+    #[test]
+    fn what_is_demoted_goes_first_however_much_it_is_used_until_it_is_inserted_again() {
+        let mut map = Bounded::new(3);
+        for key in 0..3 {
+            map.insert(key, ());
+        }
+        map.demote(&1);
+        map.demote(&2);
+        assert!(map.get(&1).is_some() && map.get_mut(&1).is_some());
+        map.insert(2, ());
+        map.insert(3, ());
+        assert!(map.contains(&0) && !map.contains(&1) && map.contains(&2));
+        map.insert(4, ());
+        assert!(!map.contains(&0) && map.contains(&2));
     }
 }

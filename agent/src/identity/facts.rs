@@ -73,7 +73,7 @@ fn of_workload(tables: &Tables, id: WorkloadId) -> Result<(WorkloadId, String), 
     known
         .filter(|cgroup| search::is_at(layout, id, cgroup))
         .or_else(|| {
-            let cgroup = search::walk(layout, &[id]).remove(&id)?;
+            let cgroup = search::find(layout, id)?;
             tables.remember_workload(id, &cgroup);
             Some(cgroup)
         })

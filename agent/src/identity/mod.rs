@@ -183,7 +183,10 @@ impl Tables {
     fn look_at(&self, pid: u32, process: Option<ProcessId>) -> Option<ProcessInfo> {
         let layout = self.layout();
         let exe = proc::exe(pid);
+        // One beyond the root of the agent's own cgroup namespace is not below the mount.
+        let is_beyond = |cgroup: &String| cgroup == "/.." || cgroup.starts_with("/../");
         let cgroup = layout.cgroup_of_pid(pid).ok();
+        let cgroup = cgroup.filter(|cgroup| !is_beyond(cgroup));
         let workload = cgroup.and_then(|cgroup| layout.workload_id(&cgroup).ok());
         let stat = Stat::read(pid).ok().filter(|stat| !stat.ended())?;
         if process.is_some_and(|process| self.tick().ticks(process.start_ns) != stat.start_ticks) {

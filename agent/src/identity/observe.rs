@@ -1,15 +1,18 @@
 //! What the tables learn from records.
 //!
 //! Invariants, for this runs on the sensor thread for every record of every batch:
-//! - A record of the same process in the same workload as the record before costs a comparison; any other that
-//!   says nothing new two look-ups in memory.
-//! - /proc is asked at most once a batch about each process, and once about where it and a workload are.
-//! - The tree of cgroups is walked at most once a batch, at its end, and not during the rest after a walk
-//!   ([`super::search`]): meanwhile ids stay unresolved, and wait for the next walk.
+//! - What a batch has told of a process in a workload, it can tell again for one look-up in memory, but for
+//!   forks, execs and exits. The first time costs a few look-ups if it says nothing new.
+//! - All samples of a window have the time of its end and come in no order that means anything. Where they put a
+//!   process elsewhere, /proc decides, for the rest of the batch; if it knows nothing, the record does.
+//! - /proc is asked at most once a batch about each process (and once with each exec), and once about where it
+//!   and a workload are.
+//! - The tree of cgroups is walked for a short slice a batch at most, at its end, and not during the rest after a
+//!   walk ([`super::search`]): meanwhile ids stay unresolved, and wait for the walk.
 
 use super::processes::Change;
-use super::{Tables, search};
-use palisade_abi::{Exec, Fork, Header, Record, kind};
+use super::{ProcessInfo, Tables, search};
+use palisade_abi::{Exec, Fork, Record, kind};
 use palisade_core::{ProcessId, WorkloadId};
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
@@ -17,12 +20,19 @@ use std::time::Instant;
 impl Tables {
     /// Takes in what records say about processes and workloads: every kind tells of one that is new or has moved.
     pub fn observe(&self, records: &[Record]) {
-        self.observe_by(records, Instant::now);
+        self.observe_by(records, Instant::now, |process| {
+            self.look_at(process.pid, Some(process))
+        });
     }
 
-    /// The same by a given clock, which tells how long walks take.
-    pub(super) fn observe_by(&self, records: &[Record], mut clock: impl FnMut() -> Instant) {
-        let mut lesson = Lesson::new(self);
+    /// The same by a given clock, which tells how long walks take, and with what /proc says of exactly a process.
+    pub(super) fn observe_by(
+        &self,
+        records: &[Record],
+        mut clock: impl FnMut() -> Instant,
+        mut look_at: impl FnMut(ProcessId) -> Option<ProcessInfo>,
+    ) {
+        let mut lesson = Lesson::new(self, &mut look_at);
         for record in records {
             lesson.take(record);
         }
@@ -38,20 +48,21 @@ impl Tables {
         self.walk(&mut clock);
     }
 
-    /// Looks for all ids that wait, unless it is too early for that.
+    /// Looks for all ids that wait, for a slice, unless it is too early for that.
     fn walk(&self, clock: &mut impl FnMut() -> Instant) {
         if !self.read().workloads.is_waited_for() {
             return;
         }
         let begun = clock();
-        let asked = self.write().workloads.begin_walk(begun);
-        if asked.is_empty() {
-            return;
-        }
-        let ids: Vec<WorkloadId> = asked.keys().copied().collect();
-        let found = search::walk(self.layout(), &ids);
-        let mut state = self.write();
-        state.workloads.end_walk(asked, found, begun, clock());
+        let taken = self.write().workloads.take_walk(begun);
+        let Some((mut walk, ids)) = taken else { return };
+        // Without the lock: whoever looks something up does not wait for it.
+        let found = walk.go_on(self.layout(), ids, || {
+            clock().saturating_duration_since(begun) >= search::SLICE
+        });
+        let ended = clock();
+        walk.worked(begun, ended);
+        self.write().workloads.put_walk(walk, found, ended);
     }
 
     /// Names a workload that is new: after the cgroup of `pid`, which a record said is in it (0: of none), or the
@@ -71,41 +82,57 @@ impl Tables {
     }
 }
 
+/// How a record tells where its process was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// At the record's own time.
+    Exactly,
+    /// At some time of a window.
+    InWindow,
+}
+
 /// What one batch has told so far.
 struct Lesson<'a> {
     tables: &'a Tables,
+    look_at: &'a mut dyn FnMut(ProcessId) -> Option<ProcessInfo>,
     changes: Vec<Change>,
-    /// Whose the record before was, and where.
-    last: Option<(ProcessId, Option<WorkloadId>)>,
+    /// Whose its records were, and where; and where /proc said that they are.
+    told: HashSet<(ProcessId, Option<WorkloadId>)>,
     /// Of whom the table need not be asked: there is a change of them, or /proc does not know them.
     settled: HashMap<ProcessId, Option<WorkloadId>>,
-    /// Which workloads were asked for, and by a record of which process.
-    tried: HashSet<(WorkloadId, u32)>,
+    /// Where they are by /proc, which is not asked again, or ended by their last record, which it does not know.
+    answers: HashMap<ProcessId, Option<WorkloadId>>,
 }
 
 impl<'a> Lesson<'a> {
-    fn new(tables: &'a Tables) -> Self {
+    fn new(
+        tables: &'a Tables,
+        look_at: &'a mut dyn FnMut(ProcessId) -> Option<ProcessInfo>,
+    ) -> Self {
         Self {
             tables,
+            look_at,
             changes: Vec::new(),
-            last: None,
+            told: HashSet::new(),
             settled: HashMap::new(),
-            tried: HashSet::new(),
+            answers: HashMap::new(),
         }
     }
 
     fn take(&mut self, record: &Record) {
         let header = &record.header;
+        // One a window for each workload that anything was lost of, up to thousands, many of them over by
+        // then: nobody asks for their names on account of a loss, and what else they do names them.
+        if header.kind == kind::LOST {
+            return;
+        }
         let process = ProcessId {
             pid: header.pid,
             start_ns: header.start_ns,
         };
         let workload = Some(WorkloadId(header.workload)).filter(|id| id.0 != 0);
-        let anew = self.last != Some((process, workload));
+        let anew = self.told.insert((process, workload));
         match header.kind {
-            // One a window for each workload that anything was lost of, up to thousands, many of them over by
-            // then: nobody asks for their names on account of a loss, and what else they do names them.
-            kind::LOST => return,
             kind::EXEC => {
                 if let Some(exec) = record.get::<Exec>() {
                     self.changes.push(Change::Exec {
@@ -119,10 +146,8 @@ impl<'a> Lesson<'a> {
                 }
             }
             kind::FORK => {
-                if anew {
-                    // Before the child, which is what its parent is.
-                    self.touch(process, workload);
-                }
+                // Before the child, which is what its parent is.
+                self.touch(process, workload, Told::Exactly, header.time_ns);
                 if let Some(fork) = record.get::<Fork>() {
                     let child = ProcessId {
                         pid: fork.child,
@@ -143,24 +168,41 @@ impl<'a> Lesson<'a> {
                     workload,
                     at_ns: header.time_ns,
                 });
+                // Nor do the samples of its last window.
+                if workload.is_some() {
+                    self.answers.insert(process, workload);
+                }
             }
-            _ if anew => self.touch(process, workload),
+            _ if anew => self.touch(process, workload, Told::InWindow, header.time_ns),
             _ => {}
         }
-        self.last = Some((process, workload));
         if anew {
-            self.resolve(workload, header);
+            self.tables.resolve(workload, header.pid, header.time_ns);
         }
     }
 
     /// A process that was seen at work: news only if it is unknown or has moved.
-    fn touch(&mut self, process: ProcessId, workload: Option<WorkloadId>) {
+    fn touch(
+        &mut self,
+        process: ProcessId,
+        workload: Option<WorkloadId>,
+        told: Told,
+        time_ns: u64,
+    ) {
         if process.pid == 0 {
             return;
         }
         let (before, is_whole) = match self.settled.get(&process) {
             Some(before) => (Some(*before), true),
             None => match self.tables.read().processes.get(process) {
+                // Where it ended is told exactly: the samples of its last window do not move it.
+                Some(info)
+                    if told == Told::InWindow
+                        && info.exited_ns.is_some()
+                        && info.workload.is_some() =>
+                {
+                    return;
+                }
                 Some(info) => (Some(info.workload), info.exe.is_some()),
                 None => (None, false),
             },
@@ -168,24 +210,40 @@ impl<'a> Lesson<'a> {
         if before.is_some_and(|before| workload.is_none() || before == workload) {
             return;
         }
-        let seen = (!is_whole)
-            .then(|| self.tables.look_at(process.pid, Some(process)))
-            .flatten();
+        let (seen, there) = match self.answers.get(&process) {
+            Some(there) => (None, *there),
+            None if is_whole && told == Told::Exactly => (None, None),
+            None => self.ask(process),
+        };
+        let now = match told {
+            Told::Exactly => workload.or(there),
+            Told::InWindow => there.or(workload),
+        };
+        if now != workload && self.told.insert((process, now)) {
+            self.tables.resolve(now, process.pid, time_ns);
+        }
+        if is_whole && before == Some(now) {
+            return;
+        }
         self.changes.push(match seen {
-            Some(mut info) => {
-                info.workload = workload.or(info.workload);
-                Change::Seen(info)
-            }
-            None => Change::Moved { process, workload },
+            Some(info) => Change::Seen(ProcessInfo {
+                workload: now,
+                ..info
+            }),
+            None => Change::Moved {
+                process,
+                workload: now,
+            },
         });
-        self.settled.insert(process, workload);
+        self.settled.insert(process, now);
     }
 
-    fn resolve(&mut self, workload: Option<WorkloadId>, header: &Header) {
-        let Some(id) = workload else { return };
-        if self.tried.insert((id, header.pid)) {
-            self.tables.resolve(workload, header.pid, header.time_ns);
-        }
+    /// What /proc says of it, and where it is by that.
+    fn ask(&mut self, process: ProcessId) -> (Option<ProcessInfo>, Option<WorkloadId>) {
+        let seen = (self.look_at)(process);
+        let there = seen.as_ref().and_then(|info| info.workload);
+        self.answers.insert(process, there);
+        (seen, there)
     }
 }
 

@@ -3,6 +3,8 @@
 mod ended_leader;
 mod executed;
 mod learning;
+mod moving;
+mod walking;
 
 use super::*;
 use palisade_abi::{Exec, Exit, Fork, Header, ModelFile, SampleSched};
@@ -444,11 +446,12 @@ fn a_workload_id_is_found_in_the_tree_and_a_wrong_one_is_not_searched_for_again(
     // By a clock that stands still, so that no walk is followed by a rest.
     let now = std::time::Instant::now();
     // The process is elsewhere: the id must be found by itself.
-    tables.observe_by(&[exec(process, id.0, b"x")], || now);
+    let nothing = |_| None;
+    tables.observe_by(&[exec(process, id.0, b"x")], || now, nothing);
     assert_eq!(tables.workload(id).unwrap().cgroup, cgroup.path);
     assert_eq!(tables.process(process).unwrap().workload, Some(id));
     for _ in 0..5 {
-        tables.observe_by(&[exec(process, u64::MAX, b"x")], || now);
+        tables.observe_by(&[exec(process, u64::MAX, b"x")], || now, nothing);
     }
     assert_eq!(tables.stats().workloads_unresolved, 1);
     assert_eq!(tables.workload(WorkloadId(u64::MAX)), None);

@@ -94,7 +94,8 @@ metrics! {
     /// Mean whole time of a request.
     RequestTime: "request_time", "palisade.inference.duration", None, "s", [SampleCompleted];
     /// Requests under way at a time, on average.
-    RequestsInFlight: "requests_in_flight", "palisade.inference.in_flight", None, "{inference}", [SampleInference];
+    RequestsInFlight: "requests_in_flight", "palisade.inference.in_flight", None, "{inference}",
+        [SampleInference, SampleCompleted];
     /// Bytes sent over TCP.
     NetSent: "net_sent", "process.network.io", of("network.io.direction", "transmit"), "By/s", [SampleNet];
     /// Bytes received over TCP.

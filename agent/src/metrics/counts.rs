@@ -61,7 +61,6 @@ counts! {
     /// Their whole times.
     completed_ns,
     first_byte_ns,
-    whole_ns,
     retransmits,
     sent_bytes,
     received_bytes,
@@ -125,7 +124,6 @@ impl Counts {
         } else if let Some(sample) = record.get::<SampleInference>() {
             add(&mut self.requests, sample.requests.into());
             add(&mut self.first_byte_ns, sample.first_byte_ns);
-            add(&mut self.whole_ns, sample.whole_ns);
             add(&mut self.retransmits, sample.retransmits.into());
         } else if let Some(sample) = record.get::<SampleNet>() {
             add(&mut self.sent_bytes, sample.sent_bytes);

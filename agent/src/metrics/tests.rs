@@ -78,7 +78,6 @@ fn rates_and_ratios_are_over_the_whole_seconds_that_were_seen() {
             h,
             SampleInference {
                 requests: 2,
-                whole_ns: S,
                 ..SampleInference::default()
             },
         ),
@@ -280,18 +279,18 @@ fn numbers_per_request_are_over_those_that_are_over() {
 
 #[test]
 fn requests_in_flight_are_absent_while_none_is_over() {
-    let answering = |whole_ns| {
+    let answering = |over, whole_ns| {
         let sample = SampleInference {
             requests: 1,
-            whole_ns,
             ..SampleInference::default()
         };
-        let snapshot = five_seconds(&[Record::new(header(7, 1), sample)]);
+        let h = header(7, 1);
+        let snapshot = five_seconds(&[Record::new(h, sample), completed(h, over, whole_ns)]);
         value_of(&snapshot, 7, Metric::RequestsInFlight)
     };
-    assert_eq!(answering(0), None);
+    assert_eq!(answering(0, 0), None);
     // Each lasts 3 s and one begins every second.
-    assert_eq!(answering(3 * S), Some(3.0));
+    assert_eq!(answering(1, 3 * S), Some(3.0));
 }
 
 #[test]

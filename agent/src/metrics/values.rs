@@ -52,8 +52,8 @@ fn value(metric: Metric, counts: &Counts, window_ns: u64) -> Option<f64> {
         Metric::FirstByteP99 => formulas::quantile_seconds(&counts.first_byte, 0.99),
         Metric::RequestTime => formulas::mean_seconds(counts.completed_ns, counts.completed),
         // None is over: perhaps because they are long.
-        Metric::RequestsInFlight if counts.whole_ns == 0 && counts.requests > 0 => None,
-        Metric::RequestsInFlight => share(counts.whole_ns),
+        Metric::RequestsInFlight if counts.completed_ns == 0 && counts.requests > 0 => None,
+        Metric::RequestsInFlight => share(counts.completed_ns),
         Metric::NetSent => rate(counts.sent_bytes),
         Metric::NetReceived => rate(counts.received_bytes),
         Metric::Retransmits => rate(counts.retransmits),

@@ -34,6 +34,7 @@ mod status;
 mod stepper;
 mod strikes;
 mod ticker;
+mod together;
 mod watch;
 mod worker;
 

@@ -14,6 +14,7 @@ use super::limits::Limits;
 use super::queue::{Publisher, Queue, Queues};
 use super::running::Running;
 use super::status::{Board, PolicyState, PolicyStatus};
+use super::together::at_the_same_time;
 use super::watch::Watcher;
 use super::worker::Worker;
 use palisade_abi::Kind;
@@ -21,11 +22,11 @@ use palisade_core::{PolicyRef, Power};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Stack of a policy's thread, bytes: wasmtime lets a guest use 512 KiB of it.
-const STACK_BYTES: usize = 2 << 20;
+pub(super) const STACK_BYTES: usize = 2 << 20;
 
 /// Where a policy comes from and what the operator gives it.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,19 +137,19 @@ impl Engine {
     /// # Errors
     /// The policy is refused; nothing has changed.
     pub fn load(&self, source: PolicySource) -> Result<PolicyRef, LoadError> {
-        let loading = self.inner.begin_loading();
-        self.inner.check_new(&source, &[])?;
-        let running = self.inner.prepare(&source)?;
-        let reference = self.inner.start(source, running);
-        drop(loading);
-        reference
+        let inner = &self.inner;
+        let _loading = inner.begin_loading();
+        inner.check_new(&source.name)?;
+        let running = inner.prepare(&source)?;
+        inner.start(source, running)
     }
 
-    /// The same for several policies, which are compiled at the same time, one a CPU. They start in their order.
+    /// The same for several policies, of which up to [`super::together::AT_ONCE`] are compiled at the same time. They start in their
+    /// order.
     ///
     /// # Errors
-    /// The first one in their order that is refused, by name. Before anything has started, unless the system has
-    /// no thread left: then those before it run.
+    /// By name: one that is there already, else the first in their order that is refused. Nothing has started, unless
+    /// the system has no thread left: then those before it run.
     pub fn load_all(
         &self,
         sources: Vec<PolicySource>,
@@ -156,9 +157,13 @@ impl Engine {
         let inner = &self.inner;
         let _loading = inner.begin_loading();
         for (at, source) in sources.iter().enumerate() {
-            let before = &sources[..at];
-            let checked = inner.check_new(source, before);
-            checked.map_err(|error| (source.name.clone(), error))?;
+            let name = source.name.clone();
+            let checked = if sources[..at].iter().any(|other| other.name == name) {
+                Err(LoadError::AlreadyLoaded { name: name.clone() })
+            } else {
+                inner.check_new(&name)
+            };
+            checked.map_err(|error| (name, error))?;
         }
         let prepared = at_the_same_time(&sources, |source| inner.prepare(source));
         let mut ready = Vec::with_capacity(sources.len());
@@ -251,11 +256,11 @@ impl Inner {
         self.loading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a policy of that name can be added to those that run and `others`.
-    fn check_new(&self, source: &PolicySource, others: &[PolicySource]) -> Result<(), LoadError> {
-        let name = &source.name;
-        if self.entries().contains_key(name) || others.iter().any(|other| other.name == *name) {
-            return Err(LoadError::AlreadyLoaded { name: name.clone() });
+    fn check_new(&self, name: &str) -> Result<(), LoadError> {
+        if self.entries().contains_key(name) {
+            return Err(LoadError::AlreadyLoaded {
+                name: name.to_owned(),
+            });
         }
         Ok(())
     }
@@ -296,7 +301,7 @@ impl Inner {
         };
         // The receiver goes before the engine only when the agent ends.
         self.events.send(loaded);
-        let thread = thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name(thread_name(&source.name))
             .stack_size(STACK_BYTES)
             .spawn(move || worker.run())
@@ -415,32 +420,6 @@ impl Entry {
             last_error: counters.last_error,
         }
     }
-}
-
-/// What `work` makes of each item, in their order; as many at a time as there are CPUs.
-fn at_the_same_time<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let at_once = thread::available_parallelism().map_or(1, usize::from);
-    let mut results = Vec::with_capacity(items.len());
-    for some in items.chunks(at_once) {
-        thread::scope(|scope| {
-            let mut started = Vec::new();
-            for item in some {
-                let builder = thread::Builder::new().name("policy-load".to_owned());
-                let thread = builder.stack_size(STACK_BYTES);
-                started.push((item, thread.spawn_scoped(scope, || work(item))));
-            }
-            results.extend(started.into_iter().map(|(item, thread)| {
-                match thread {
-                    Ok(thread) => thread
-                        .join()
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-                    // The system has no thread left.
-                    Err(_) => work(item),
-                }
-            }));
-        });
-    }
-    results
 }
 
 /// The kernel keeps 15 bytes of a thread's name.

@@ -21,6 +21,10 @@ use std::sync::Arc;
 const MAX_META: usize = 1 << 20;
 /// Bytes of a message's content at most.
 const MAX_BODY: usize = 64 << 20;
+/// Zeros at the end of a message and behind it from which on a damaged one counts as torn: an undamaged one may end in a few.
+const ZEROS: u64 = 64;
+/// Bytes that are looked at for whether all are zeros, at most: a stream need not end.
+const MAX_ZEROS: u64 = 4 << 30;
 /// How each message begins.
 const CONTINUATION: [u8; 4] = [0xff; 4];
 
@@ -48,12 +52,12 @@ pub enum ReadError {
         /// Its version.
         found: String,
     },
-    /// It stops in the middle of a chunk: whoever wrote it was cut off. All before is good.
+    /// It stops in the middle of a chunk, or is zeros from some place on: whoever wrote it, or its host, was cut off.
     #[error(
-        "the recording was cut off at byte {offset}: its last chunk is lost, all before it is good"
+        "the recording was cut off at byte {offset}: what came after is lost, all before it is good"
     )]
     Torn {
-        /// Where the unfinished chunk begins.
+        /// Where the first chunk begins that is not whole.
         offset: u64,
     },
     /// Its bytes were changed.
@@ -67,7 +71,7 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// Whether all that was read is good and only the last chunk is missing.
+    /// Whether all that was read is good and only the end is missing.
     pub fn is_torn(&self) -> bool {
         matches!(self, Self::Torn { .. })
     }
@@ -128,10 +132,8 @@ impl<R: Read> Reader<R> {
                 has.name() == wants.name() && has.data_type() == wants.data_type()
             });
         if !same {
-            return Err(ReadError::Corrupt {
-                offset: 0,
-                what: "its columns are not those of its version".to_owned(),
-            });
+            let what = "its columns are not those of its version".to_owned();
+            return Err(reader.damage(0, &first.meta, &first.body, what));
         }
         reader.schema = Arc::new(schema);
         Ok(reader)
@@ -164,23 +166,51 @@ impl<R: Read> Reader<R> {
             let Some(raw) = self.raw()? else {
                 return Ok(false);
             };
-            let corrupt = |what: String| ReadError::Corrupt { offset, what };
-            let message = arrow_ipc::root_as_message(&raw.meta)
-                .map_err(|error| corrupt(format!("a message that does not read: {error}")))?;
-            match message.header_type() {
-                MessageHeader::DictionaryBatch => {
-                    self.learn(message, &raw.body).map_err(corrupt)?;
-                }
-                MessageHeader::RecordBatch => {
-                    let chunk = self.chunk_of(message, &raw.body).map_err(corrupt)?;
-                    self.chunk = decode(&chunk)
-                        .map_err(|what| corrupt(what.to_owned()))?
-                        .into_iter();
+            match self.take_in(&raw) {
+                Ok(None) => {}
+                Ok(Some(chunk)) => {
+                    self.chunk = chunk.into_iter();
                     self.chunks += 1;
                     return Ok(true);
                 }
-                _ => return Err(corrupt("a message that is no chunk".to_owned())),
+                Err(what) => return Err(self.damage(offset, &raw.meta, &raw.body, what)),
             }
+        }
+    }
+
+    /// The entries of a chunk; `None` of another message.
+    fn take_in(&mut self, raw: &Raw) -> Result<Option<Vec<Entry>>, String> {
+        let message = arrow_ipc::root_as_message(&raw.meta)
+            .map_err(|error| format!("a message that does not read: {error}"))?;
+        match message.header_type() {
+            MessageHeader::DictionaryBatch => {
+                self.learn(message, &raw.body)?;
+                Ok(None)
+            }
+            MessageHeader::RecordBatch => {
+                let chunk = self.chunk_of(message, &raw.body)?;
+                Ok(Some(decode(&chunk)?))
+            }
+            _ => Err("a message that is no chunk".to_owned()),
+        }
+    }
+
+    /// Why a message cannot be read that ends in that: a host that crashed may leave a file as long as it was to be,
+    /// with nothing in it from some place on, which is seldom where a chunk begins.
+    fn damage(&mut self, offset: u64, meta: &[u8], body: &[u8], what: String) -> ReadError {
+        let mut zeros = zeros_at_end(body);
+        if zeros == body.len() {
+            zeros += zeros_at_end(meta);
+        }
+        let zeros = zeros as u64;
+        let behind = match zeros {
+            0 => Ok(None),
+            _ => only_zeros(&mut self.input),
+        };
+        match behind {
+            Ok(Some(behind)) if zeros + behind >= ZEROS => ReadError::Torn { offset },
+            Ok(_) => ReadError::Corrupt { offset, what },
+            Err(source) => ReadError::Io { offset, source },
         }
     }
 
@@ -240,9 +270,9 @@ impl<R: Read> Reader<R> {
         };
         let [a, b, c, d, length @ ..] = head;
         if [a, b, c, d] != CONTINUATION {
-            // A host that crashed may leave a file as long as it was to be, with nothing in it from some place on.
+            let zeros = offset > 0 && head == [0; 8];
             return Err(
-                if head == [0; 8] && only_zeros(&mut self.input).map_err(io)? {
+                if zeros && only_zeros(&mut self.input).map_err(io)?.is_some() {
                     ReadError::Torn { offset }
                 } else {
                     corrupt("no message of an Arrow stream")
@@ -265,8 +295,11 @@ impl<R: Read> Reader<R> {
         let body = arrow_ipc::root_as_message(&meta)
             .ok()
             .and_then(|message| usize::try_from(message.bodyLength()).ok())
-            .filter(|bytes| *bytes <= MAX_BODY)
-            .ok_or_else(|| corrupt("a message that does not read"))?;
+            .filter(|bytes| *bytes <= MAX_BODY);
+        let Some(body) = body else {
+            let what = "a message that does not read".to_owned();
+            return Err(self.damage(offset, &meta, &[], what));
+        };
         // Grows with what is there, not with what is claimed.
         let mut content = Vec::new();
         let limit = body as u64;
@@ -316,16 +349,23 @@ impl<R: Read> Iterator for Reader<R> {
     }
 }
 
-/// Whether all that is left is zeros.
-fn only_zeros(input: &mut impl Read) -> std::io::Result<bool> {
-    let mut buffer = [0; 4096];
-    loop {
+fn zeros_at_end(bytes: &[u8]) -> usize {
+    bytes.iter().rev().take_while(|byte| **byte == 0).count()
+}
+
+/// How much is left, if all of it is zeros.
+fn only_zeros(input: &mut impl Read) -> std::io::Result<Option<u64>> {
+    const NONE: [u8; 4096] = [0; 4096];
+    let mut buffer = NONE;
+    let mut zeros = 0;
+    while zeros < MAX_ZEROS {
         match fill(input, &mut buffer)? {
-            0 => return Ok(true),
-            got if buffer[..got].iter().any(|byte| *byte != 0) => return Ok(false),
-            _ => {}
+            0 => return Ok(Some(zeros)),
+            got if buffer[..got] != NONE[..got] => return Ok(None),
+            got => zeros += got as u64,
         }
     }
+    Ok(None)
 }
 
 /// Reads until `buffer` is full or the input ends; returns how much.

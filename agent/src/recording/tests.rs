@@ -11,6 +11,7 @@ use palisade_core::{
     ActOutcome, EffectId, Input, Member, ProcessId, Target, TargetFacts, WorkloadId,
 };
 use proptest::prelude::*;
+use std::io::Read;
 use std::sync::LazyLock;
 
 fn origin() -> Origin {
@@ -288,6 +289,77 @@ fn zeros_to_the_end_are_a_torn_tail_and_among_other_bytes_damage() {
             assert!(told, "{zeros} zeros behind chunk {chunks}: {last:?}");
         }
     }
+}
+
+#[test]
+fn zeros_from_inside_a_chunk_on_are_a_torn_tail() {
+    let (file, ends) = sample();
+    let all: Vec<String> = entries().iter().map(words).collect();
+    // A host's crash leaves whole pages or sectors; every word here, and the end of a file anywhere.
+    let behind = 9_000;
+    for cut in (8..file.len()).step_by(8) {
+        for length in [file.len(), file.len() + behind] {
+            let (sector, zeros) = (cut.is_multiple_of(512), length - cut);
+            if !sector && length == file.len() || (zeros as u64) < 2 * 64 {
+                continue;
+            }
+            let mut file = file[..cut].to_vec();
+            file.resize(length, 0);
+            let mut reader = match Reader::new(&file[..]) {
+                Ok(reader) => reader,
+                Err(ReadError::NotARecording | ReadError::Torn { offset: 0 }) => {
+                    assert!(cut < ends[0], "cut at {cut}");
+                    continue;
+                }
+                Err(other) => panic!("cut at {cut}: {other}"),
+            };
+            let read: Vec<_> = reader.by_ref().collect();
+            let good: Vec<String> = read.iter().flatten().map(words).collect();
+            let whole = ends.iter().filter(|end| **end <= cut).count() - 1;
+            // A chunk may end in zeros of its own.
+            assert!(
+                good.len() >= whole && all.starts_with(&good),
+                "cut at {cut}"
+            );
+            let last = read.last();
+            let near = |offset: u64| {
+                // Names before the first chunk are read with zeros in them, and nobody uses them.
+                cut < ends[1] || offset <= cut as u64 + 64
+            };
+            let torn = matches!(last, Some(Err(ReadError::Torn { offset })) if near(*offset));
+            assert!(torn && !reader.ended(), "cut at {cut}: {last:?}");
+        }
+        // Anything else behind them is damage.
+        let mut damaged = file[..cut].to_vec();
+        damaged.resize(file.len() + behind, 0);
+        damaged.push(1);
+        let last = Reader::new(&damaged[..]).map(Iterator::last);
+        let torn = matches!(
+            last,
+            Ok(Some(Err(ReadError::Torn { .. }))) | Err(ReadError::Torn { .. })
+        );
+        assert!(!torn, "cut at {cut}");
+    }
+}
+
+#[test]
+fn zeros_that_never_end_are_refused() {
+    let endless = || std::io::repeat(0);
+    assert!(matches!(
+        Reader::new(endless()),
+        Err(ReadError::NotARecording)
+    ));
+    assert!(matches!(
+        Reader::new(&[0; 9_000][..]),
+        Err(ReadError::NotARecording)
+    ));
+    let (file, ends) = sample();
+    let read = Reader::new(file[..ends[2]].chain(endless())).unwrap();
+    let last = read.last();
+    assert!(
+        matches!(last, Some(Err(ReadError::Corrupt { offset, .. })) if offset == ends[2] as u64),
+        "{last:?}"
+    );
 }
 
 #[test]

@@ -113,16 +113,29 @@ impl Writer {
             .create_new(true)
             .mode(0o600)
             .open(path)?;
+        sync_folder(path)?;
         Self::new(file, origin)
     }
 
     /// Brings what was written to the disk itself.
     pub(super) fn sync(&self) -> std::io::Result<()> {
-        match self.out.sync_data() {
-            // A pipe or a device has no disk.
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
-            result => result,
-        }
+        or_no_disk(self.out.sync_data())
+    }
+}
+
+/// Brings the names in the file's folder to the disk: a file without its name is as good as none.
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    or_no_disk(File::open(folder.unwrap_or(Path::new(".")))?.sync_all())
+}
+
+/// A pipe, a device, or a folder of some file systems has no disk.
+fn or_no_disk(synced: std::io::Result<()>) -> std::io::Result<()> {
+    match synced {
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
+        result => result,
     }
 }
 

@@ -113,13 +113,18 @@ impl<'a> Follow<'a> {
         }
     }
 
-    pub(super) fn end(mut self) -> Result<Outcome> {
+    /// `partial`: the recording ends before the run did.
+    pub(super) fn end(mut self, partial: bool) -> Result<Outcome> {
+        let what = if partial {
+            "whose hearing may lie beyond the recording's end"
+        } else {
+            "where the recorded run's core heard nothing"
+        };
         for (name, seat) in &self.seats {
             let unheard = seat.unheard();
             if unheard > 0 {
-                self.desk.notes([format!(
-                    "policy '{name}' asked {unheard} time(s) where the recorded run's core heard nothing"
-                )]);
+                self.desk
+                    .notes([format!("policy '{name}' asked {unheard} time(s) {what}")]);
             }
         }
         if let Some(more) = self.differences.checked_sub(TOLD).filter(|more| *more > 0) {

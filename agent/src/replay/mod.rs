@@ -164,7 +164,7 @@ pub fn replay(
     }
     let partial = cut.is_some();
     player.desk().notes(cut);
-    let outcome = player.end()?;
+    let outcome = player.end(partial)?;
     Ok(Outcome { partial, ..outcome })
 }
 
@@ -199,9 +199,9 @@ impl<'a> Player<'a> {
         }
     }
 
-    fn end(self) -> Result<Outcome> {
+    fn end(self, partial: bool) -> Result<Outcome> {
         match self {
-            Player::Follow(follow) => follow.end(),
+            Player::Follow(follow) => follow.end(partial),
             Player::Anew(anew) => anew.end(),
         }
     }

@@ -67,7 +67,12 @@ impl OfPolicy {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let number = heard.number;
         heard.number += 1;
-        if self.recorder.is_full() || heard.last.get(&question) == Some(&answer) {
+        if self.recorder.is_full() {
+            // Nothing is news any more.
+            heard.last = HashMap::new();
+            return answer;
+        }
+        if heard.last.get(&question) == Some(&answer) {
             return answer;
         }
         if heard.last.len() >= REMEMBERED {
@@ -83,5 +88,39 @@ impl OfPolicy {
             heard.last.insert(question, answer.clone());
         }
         answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::NoLookup;
+    use crate::recording::{Destination, LEAST_MAX_BYTES, Origin};
+
+    #[test]
+    fn nothing_is_remembered_for_a_recording_that_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = Destination {
+            path: dir.path().join("run.arrows"),
+            max_bytes: LEAST_MAX_BYTES,
+        };
+        let recorder = Recorder::start(to.create(&Origin::default()).unwrap()).unwrap();
+        let witness = Witness::new(Arc::new(NoLookup), recorder.clone());
+        let policy = witness.of_policy("one");
+        let remembered = || {
+            let policies = witness.policies.lock().unwrap();
+            policies["one"].lock().unwrap().last.capacity()
+        };
+        assert_eq!(policy.file_path(1, 2), None);
+        assert!(remembered() > 0);
+        // A chunk that no compression makes small.
+        let tick = |i: u64| Entry::Tick {
+            time_ns: i.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        };
+        assert!(recorder.notes((0..20_000).map(tick).collect()));
+        recorder.finish().unwrap();
+        assert!(recorder.is_full());
+        assert_eq!(policy.file_path(1, 2), None);
+        assert_eq!(remembered(), 0);
     }
 }

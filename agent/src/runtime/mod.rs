@@ -215,12 +215,12 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<u8> {
     };
     let _ = messages.send(Message::Stop(why.clone()));
     let mut told = core.join().unwrap_or_default();
-    // Whoever has something to add to the recording has ended.
+    // The core thread held the only sender of effects: the act thread ends with its queue.
+    let _ = act.join();
+    // Whoever has something to add to the recording has ended, and nothing is left to undo: the recording's disk may hang.
     if let Some(reel) = &shared.reel {
         reel.finish(&mut told, &audit);
     }
-    // The core thread held the only sender of effects: the act thread ends with its queue.
-    let _ = act.join();
     audit.append(Entry::Stop { why });
     if let Err(error) = audit.close() {
         tracing::error!("the audit log could not be closed: {error}");

@@ -61,17 +61,21 @@ impl Reel {
 
     /// Writes into the audit log what went wrong since the last time, and that the file is full.
     pub(super) fn tell(&self, told: &mut Told, audit: &Audit) {
-        if told.ended {
+        if told.failed {
             return;
         }
         let path = self.to.path.display();
         let progress = self.recorder.progress();
         let missing = progress.lost + progress.notes_lost;
         if let Some(error) = self.recorder.failure() {
-            told.ended = true;
+            told.failed = true;
             let text =
                 format!("the recording {path} has ended, the agent goes on without it: {error}");
             audit.append(Entry::Note { text });
+            return;
+        }
+        // A full file can still fail, when it is brought to the disk.
+        if told.full {
             return;
         }
         if missing > told.missing {
@@ -84,7 +88,7 @@ impl Reel {
             told.missing = missing;
         }
         if progress.full {
-            told.ended = true;
+            told.full = true;
             let size = units::show_size(self.to.max_bytes);
             let text = format!(
                 "the recording {path} is full at {size} and has ended in order, the agent goes on without it; for a longer \
@@ -99,8 +103,10 @@ impl Reel {
 /// What the audit log was told about the recording.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Told {
-    /// That it has.
-    ended: bool,
+    /// That it has failed.
+    failed: bool,
+    /// That it is full.
+    full: bool,
     missing: u64,
 }
 
@@ -144,5 +150,34 @@ mod tests {
             panic!("{texts:?}");
         };
         assert!(text.contains("run.arrows is full at 64KiB"), "{text}");
+    }
+
+    #[test]
+    fn a_recording_that_fails_after_it_was_full_is_told_once_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("audit");
+        let (audit, _) = audit::open(&log, audit::Options::default()).unwrap();
+        let to = Destination {
+            path: dir.path().join("run.arrows"),
+            max_bytes: LEAST_MAX_BYTES,
+        };
+        let fails = || Err(std::io::Error::other("the disk is gone").into());
+        let recorder = Recorder::waiting(fails).unwrap();
+        recorder.begin();
+        let reel = Reel::new(&to, recorder);
+        let mut told = Told {
+            full: true,
+            ..Told::default()
+        };
+        reel.finish(&mut told, &audit);
+        reel.tell(&mut told, &audit);
+        audit.close().unwrap();
+        let records = audit::read(&log, &Filter::default()).unwrap();
+        let texts = records.iter().filter_map(|record| record.text(&["text"]));
+        let texts: Vec<&str> = texts.collect();
+        assert!(
+            matches!(texts[..], [text] if text.contains("the disk is gone")),
+            "{texts:?}"
+        );
     }
 }

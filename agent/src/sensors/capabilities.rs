@@ -53,8 +53,13 @@ pub struct Capabilities {
 }
 
 /// Looks at the kernel and at this process. With an eBPF object it also tries every hook; see
-/// [`SensorOptions::cgroup_v2`] and [`SensorOptions::avoid`].
-pub fn capabilities(object: Option<&[u8]>, cgroup_v2: bool, avoid: &[Way]) -> Capabilities {
+/// [`SensorOptions::cgroup_v2`], [`SensorOptions::avoid`] and [`SensorOptions::cuda_library`].
+pub fn capabilities(
+    object: Option<&[u8]>,
+    cgroup_v2: bool,
+    avoid: &[Way],
+    cuda_library: Option<&Path>,
+) -> Capabilities {
     let uname = nix::sys::utsname::uname().ok();
     let word = |text: Option<&std::ffi::OsStr>| {
         text.map_or_else(String::new, |text| text.to_string_lossy().into_owned())
@@ -76,7 +81,7 @@ pub fn capabilities(object: Option<&[u8]>, cgroup_v2: bool, avoid: &[Way]) -> Ca
         tracepoints: answer(
             is_program_supported(ProgramType::TracePoint).map_err(|e| super::attach::chain(&e)),
         ),
-        cuda_library: cuda::Library::find(None, hooks::CUDA_LAUNCHES)
+        cuda_library: cuda::Library::find(cuda_library, hooks::CUDA_LAUNCHES)
             .map(|library| library.path().display().to_string())
             .map_err(|error| error.to_string()),
         trial: object
@@ -155,7 +160,7 @@ mod tests {
 
     #[test]
     fn looking_never_fails() {
-        let found = capabilities(None, false, &[]);
+        let found = capabilities(None, false, &[], None);
         assert!(!found.kernel.is_empty());
         assert!(serde_json::to_string(&found).is_ok());
     }

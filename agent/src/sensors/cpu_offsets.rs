@@ -11,8 +11,6 @@ use palisade_abi::CpuOffsets;
 pub(super) fn resolve_cpu(btf: &Btf) -> (CpuOffsets, Vec<Missing>) {
     use Group::Sched;
     let mut read = Reader::new(btf);
-    // Linux 5.16 moved the CPU of a task on x86 into `thread_info`.
-    let moved = btf.member("task_struct", "thread_info.cpu");
     let offsets = CpuOffsets {
         task_ran: read.member(Sched, "task_struct", "se.sum_exec_runtime"),
         task_delayed: read.member(Sched, "task_struct", "sched_info.run_delay"),
@@ -23,7 +21,7 @@ pub(super) fn resolve_cpu(btf: &Btf) -> (CpuOffsets, Vec<Missing>) {
         task_cfs_rq: read.member(Sched, "task_struct", "se.cfs_rq"),
         cfs_rq_rq: read.member(Sched, "cfs_rq", "rq"),
         rq_clock: read.member(Sched, "rq", "clock"),
-        task_cpu: moved.unwrap_or_else(|| read.member(Sched, "task_struct", "cpu")),
+        task_cpu: read.member(Sched, "task_struct", "thread_info.cpu"),
         // Linux 6.9 added the second argument, and made the first one the task.
         victim_is_task: u32::from(
             btf.tracepoint_arguments("mark_victim")

@@ -7,13 +7,14 @@ use super::{
     SensorError,
     baseline::Baselines,
     load::{possible_cpus, take},
+    map_batch::{Batch, Unsupported},
     pod::Plain,
     quotas::Quotas,
-    window::{Collect, Collector, Key, Process, Told},
+    window::{Collect, Collector, Key, Process, Table, Told, is_alive},
 };
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuHashMap},
+    maps::{HashMap, IterableMap as _, MapData, PerCpuHashMap},
 };
 use bytemuck::Pod;
 use palisade_abi::{
@@ -48,7 +49,8 @@ key!(
 /// Names of the maps, and for how many entries a process each has room.
 pub(super) const ROOM: &[(&str, u32)] = &[
     ("COUNTERS", 1),
-    ("GPU_LATENCIES", 2),
+    // By class, of which few processes use more.
+    ("GPU_LATENCIES", 4),
     ("HISTOGRAMS", 2),
     ("FAULTS", 1),
     ("SYSCALLS", 1),
@@ -79,7 +81,7 @@ pub(super) fn all(ebpf: &mut Ebpf) -> Result<Vec<Box<dyn Collect>>, SensorError>
             counters,
         )?,
         family(ebpf, "GPU_COUNTERS", &[K::SampleGpu], gpu)?,
-        family(ebpf, "GPU_LATENCIES", &[K::SampleGpuLatency], gpu_latency)?,
+        Box::new(GpuLatencies::new(ebpf)?),
         family(
             ebpf,
             "HISTOGRAMS",
@@ -172,8 +174,67 @@ fn histogram(key: &HistogramKey, counts: &HistogramCounters, told: &mut Told<'_>
     parts(key, kind, 0, counts, told);
 }
 
-fn gpu_latency(key: &GpuCountersKey, counts: &HistogramCounters, told: &mut Told<'_>) {
-    parts(key, Kind::SampleGpuLatency, key.class, counts, told);
+/// The histograms of driver calls, which all CPUs share.
+#[derive(Debug)]
+struct GpuLatencies {
+    map: HashMap<MapData, Plain<GpuCountersKey>, Plain<HistogramCounters>>,
+    table: Table<GpuCountersKey, HistogramCounters>,
+    batch: Batch<GpuCountersKey, HistogramCounters>,
+    /// Entries that the kernel had made when the map was last read to its end.
+    added: Option<u64>,
+}
+
+impl GpuLatencies {
+    fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
+        Ok(Self {
+            map: take(ebpf, "GPU_LATENCIES")?,
+            table: Table::new(),
+            batch: Batch::new(1),
+            added: None,
+        })
+    }
+}
+
+impl Collect for GpuLatencies {
+    fn kinds(&self) -> u64 {
+        Kind::SampleGpuLatency.bit()
+    }
+
+    fn collect(&mut self, window: u64, told: &mut Told<'_>) {
+        // Read before the map, as in [`Collector`].
+        let added = told
+            .added
+            .map(|added| added.counts[HistogramCounters::FAMILY]);
+        if added.is_some() && added == self.added && self.table.len() == 0 {
+            return;
+        }
+        let table = &mut self.table;
+        let mut observe = |key: &GpuCountersKey, counts: HistogramCounters| {
+            if let Some(counts) = table.observe(*key, counts, window) {
+                parts(key, Kind::SampleGpuLatency, key.class, &counts, told);
+            }
+        };
+        let fd = self.map.map().fd();
+        let batched = self.batch.read(fd, |key, counts| observe(key, counts[0]));
+        self.added = added.filter(|_| matches!(batched, Ok(true)));
+        if let Err(Unsupported) = batched {
+            let entries = self.map.iter().filter_map(Result::ok);
+            entries.for_each(|(key, counts)| observe(&key.0, counts.0));
+        }
+    }
+
+    fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool) {
+        let mut over = self.table.ended(due);
+        over.extend(self.table.idle(window, &is_alive));
+        for key in over {
+            // Already gone is just as good.
+            let _ = self.map.remove(&Plain(key));
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.table.len()
+    }
 }
 
 /// A histogram in as many records as it takes; see [`Histogram`].

@@ -76,7 +76,7 @@ impl<'a> Reader<'a> {
 /// Reads all offsets. `cgroup_v2`: workloads are named by the v2 hierarchy, else by v1's `cpu`.
 /// A member that was not found is 0 and listed.
 pub(super) fn resolve(btf: &Btf, cgroup_v2: bool) -> (Offsets, Vec<Missing>) {
-    use Group::{Exit, Files, Identity, Sched};
+    use Group::{Exit, Files, Identity};
     let mut read = Reader::new(btf);
     let cset_entry = if cgroup_v2 {
         read.member(Identity, "css_set", "dfl_cgrp")
@@ -88,10 +88,6 @@ pub(super) fn resolve(btf: &Btf, cgroup_v2: bool) -> (Offsets, Vec<Missing>) {
         }
         subsys + 8 * cpu.unwrap_or(0)
     };
-    // Linux 5.18 added the fourth argument; before, the state is read from the task.
-    let switch_has_state = btf
-        .tracepoint_arguments("sched_switch")
-        .is_some_and(|arguments| arguments >= 4);
     let offsets = Offsets {
         task_files: read.member(Files, "task_struct", "files"),
         files_fdt: read.member(Files, "files_struct", "fdt"),
@@ -124,8 +120,6 @@ pub(super) fn resolve(btf: &Btf, cgroup_v2: bool) -> (Offsets, Vec<Missing>) {
         task_signal: read.member(Exit, "task_struct", "signal"),
         signal_live: read.member(Exit, "signal_struct", "live"),
         signal_group_exit_code: read.member(Exit, "signal_struct", "group_exit_code"),
-        task_state: read.member(Sched, "task_struct", "__state"),
-        switch_has_state: u32::from(switch_has_state),
     };
     (offsets, read.missing)
 }

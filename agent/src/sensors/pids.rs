@@ -244,7 +244,8 @@ fn kernel_key(path: &Path) -> Option<FileKey> {
         .ok()?;
     let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    // Linux tells the inode since 5.14; before, what `stat` says has to do.
+    // The table leaves out a mount of which the agent's root is a folder (`chroot`): then what `stat`
+    // says has to do.
     key_from(&about, &mounts).or_else(|| key_of(path))
 }
 

@@ -77,6 +77,7 @@ impl Collect for Quotas {
             | Kind::SampleRunq.bit()
             | Kind::SampleFirstByte.bit()
             | Kind::SampleReads.bit()
+            | Kind::SampleGpuLatency.bit()
     }
 
     fn collect(&mut self, window: u64, _told: &mut Told<'_>) {

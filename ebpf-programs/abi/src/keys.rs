@@ -124,7 +124,7 @@ pub struct HistogramKey {
     pub kind: u32,
 }
 
-/// Free-running per-CPU histogram; see [`crate::Histogram`].
+/// Free-running histogram, per CPU but for driver calls'; see [`crate::Histogram`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct HistogramCounters {
@@ -374,10 +374,6 @@ pub struct Offsets {
     pub signal_live: u32,
     /// `signal_struct.group_exit_code`
     pub signal_group_exit_code: u32,
-    /// `task_struct.__state`; only read where `switch_has_state` is 0.
-    pub task_state: u32,
-    /// 1 if the tracepoint `sched_switch` hands over the previous task's state (Linux 5.18).
-    pub switch_has_state: u32,
 }
 
 /// Switches of the kernel programs that change at run time, the only entry of an array map.

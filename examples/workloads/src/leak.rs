@@ -32,9 +32,11 @@ pub(crate) fn run(args: &LeakArgs, end: End) -> Result<()> {
     let mut bytes = 0;
     while !end.reached() {
         let next = piece.min(most - bytes);
-        // Not zeros: those would be pages that nobody has touched yet.
-        taken.push(vec![1_u8; next as usize]);
-        bytes += next;
+        if next > 0 {
+            // Not zeros: those would be pages that nobody has touched yet.
+            taken.push(vec![1_u8; next as usize]);
+            bytes += next;
+        }
         end.sleep(STEP);
     }
     drop(taken);

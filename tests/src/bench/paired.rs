@@ -45,6 +45,9 @@ pub struct Entry {
     pub block: usize,
     /// What its block compares with no tracing.
     pub variant: Variant,
+    /// How long the load rested before each slice that was not right behind another one, seconds. Runs without it, of
+    /// which there were, waited in another way and cannot be taken together with others.
+    pub pause: f64,
     /// Whether the variant ran in this slice.
     pub traced: bool,
     /// What was seen.
@@ -195,6 +198,7 @@ mod tests {
             cycle: block / 2,
             block,
             variant,
+            pause: 1.0,
             traced,
             slice: slice(cost),
         }

@@ -286,6 +286,7 @@ mod tests {
                         cycle: block % 10,
                         block,
                         variant,
+                        pause: 1.0,
                         traced,
                         slice: Slice {
                             rate: 1e9 / cost,

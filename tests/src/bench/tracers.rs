@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 
 /// perf does not say when it has attached everything.
 const PERF_WARM_UP: Duration = Duration::from_secs(1);
-/// As long as nothing is started in the place of a tracer.
-const IDLE: Duration = Duration::from_millis(500);
 /// Part of every CPU that the control burns, in thousandths.
 pub const BURN_PERMILLE: u32 = 10;
 /// Longer than any slice: the control is ended before.
@@ -136,10 +134,7 @@ impl Tracer {
     pub fn start(variant: Variant, cpus: &[usize], load: &TestCgroup) -> Result<Self> {
         let cgroup = TestCgroup::new("tracer")?;
         let running = match variant {
-            Variant::Again => {
-                std::thread::sleep(IDLE);
-                Running::Nothing
-            }
+            Variant::Again => Running::Nothing,
             Variant::Burn => burn(load, cpus)?,
             Variant::Palisade => agent(&cgroup, false)?,
             Variant::PalisadeAll => agent(&cgroup, true)?,

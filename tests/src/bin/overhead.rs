@@ -25,16 +25,20 @@ const USAGE: &str = "overhead [--minutes 20] [--seconds 1] [--seed 1] [--file RE
 /// that the CPUs serve others first for a while, so each load works for this part of a slice's length before its slice:
 /// that is not counted.
 const SETTLE: f64 = 1.0;
+/// The wait is as long before every slice that is not right behind another one, with the variant or without: this many times what the
+/// variant's start took at first. Otherwise whatever a machine gains by a rest would be the variant's.
+const PAUSE: f64 = 1.25;
 /// Time between two lines that say how far it is.
 const SAYS_EVERY: Duration = Duration::from_secs(30);
 
 struct Bench {
     cpus: Vec<usize>,
     seconds: f64,
-    variants: Vec<Variant>,
+    /// With what there is to wait before a slice.
+    variants: BTreeMap<Variant, Duration>,
     random: Random,
     entries: Vec<Entry>,
-    /// Blocks whose variant could not be started, and why the last one could not.
+    /// Blocks whose variant could not be started or ended, and why the last one could not.
     failed: BTreeMap<Variant, (usize, String)>,
     raw: File,
 }
@@ -84,7 +88,7 @@ fn main() -> Result<ExitCode> {
     }
     print!("\n{}", tables(&bench.entries)?);
     for (variant, (blocks, why)) in bench.failed {
-        println!("{:<14} {blocks} BLOCKS NOT RUN: {why}", variant.name());
+        println!("{:<14} {blocks} BLOCKS FAILED: {why}", variant.name());
     }
     for (what, why) in absent {
         println!("{what:<14} NOT RUN: {why}");
@@ -123,17 +127,26 @@ impl Bench {
         println!(
             "CPUs {cpus:?}: all of a load is pinned, the same on each; tracers are not pinned"
         );
-        let mut variants = Vec::new();
+        let mut variants = BTreeMap::new();
         let trial = TestCgroup::new("trial")?;
         for variant in Variant::ALL {
             if !arguments.lists("variants", variant.name()) {
                 continue;
             }
             // A start and an end that count for nothing: they show whether it can be run at all.
-            match Tracer::start(variant, &cpus, &trial).and_then(Tracer::end) {
-                Ok(()) => variants.push(variant),
+            let begun = Instant::now();
+            let started = Tracer::start(variant, &cpus, &trial);
+            let pause = begun.elapsed().mul_f64(PAUSE);
+            match started.and_then(Tracer::end) {
+                Ok(()) => drop(variants.insert(variant, pause)),
                 Err(error) => absent.push((variant.name(), format!("{error:#}"))),
             }
+        }
+        // The control rests like what it is the control for.
+        if let Some(pause) = variants.get(&Variant::Palisade).copied() {
+            variants
+                .entry(Variant::Again)
+                .and_modify(|own| *own = pause);
         }
         std::fs::create_dir_all(python::kept())?;
         let file = arguments
@@ -156,7 +169,7 @@ impl Bench {
     fn measure(&mut self, loads: &mut [Prepared], budget: Duration) -> Result<()> {
         let weights: Vec<(Variant, usize)> = self
             .variants
-            .iter()
+            .keys()
             .map(|variant| {
                 let weights = loads.iter().map(|load| load.workload().weight(*variant));
                 (*variant, weights.max().unwrap_or(0))
@@ -198,22 +211,26 @@ impl Bench {
         (cycle, block): (usize, usize),
     ) -> Result<()> {
         let beside = loads.first().context("no load")?.cgroup();
+        let pause = self.variants.get(&variant).copied().unwrap_or_default();
         let mut tracer = None;
         // Every block begins with the same: settling, whatever ran before it.
         let mut settled = false;
         for traced in order(&mut self.random) {
+            let begun = Instant::now();
             if traced != tracer.is_some() {
-                tracer.take().map_or(Ok(()), Tracer::end)?;
-                if traced {
-                    match Tracer::start(variant, &self.cpus, &beside) {
-                        Ok(started) => tracer = Some(started),
-                        Err(error) => {
-                            self.fail(variant, &error);
-                            return Ok(());
-                        }
+                let ended = tracer.take().map_or(Ok(()), Tracer::end);
+                let start = || Tracer::start(variant, &self.cpus, &beside);
+                match ended.and_then(|()| traced.then(start).transpose()) {
+                    Ok(running) => tracer = running,
+                    Err(error) => {
+                        self.fail(variant, &error);
+                        return Ok(());
                     }
                 }
                 settled = false;
+            }
+            if !settled {
+                std::thread::sleep(pause.saturating_sub(begun.elapsed()));
             }
             for load in &mut *loads {
                 let workload = load.workload();
@@ -226,6 +243,7 @@ impl Bench {
                     cycle,
                     block,
                     variant,
+                    pause: pause.as_secs_f64(),
                     traced,
                     slice: self.slice(load, seconds, tracer.as_ref())?,
                 };
@@ -234,10 +252,13 @@ impl Bench {
             }
             settled = true;
         }
-        tracer.map_or(Ok(()), Tracer::end)
+        if let Err(error) = tracer.map_or(Ok(()), Tracer::end) {
+            self.fail(variant, &error);
+        }
+        Ok(())
     }
 
-    /// An unfinished block does not count.
+    /// A block that is not finished does not count.
     fn fail(&mut self, variant: Variant, error: &anyhow::Error) {
         let (blocks, why) = self.failed.entry(variant).or_default();
         *blocks += 1;

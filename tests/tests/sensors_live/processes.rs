@@ -4,7 +4,7 @@
 
 use crate::{
     contention::{NOT_PERMITTED, hold_for},
-    cpu::{own_cpus, stay_on},
+    cpu::{own_cpus, schedstat_at_rest, stay_on},
     support::*,
 };
 use nix::{
@@ -23,6 +23,7 @@ use palisade::sensors::{SensorOptions, Way};
 use palisade_abi::{Exec, Exit, Fork, Kind, Record, SampleSched, kind};
 use std::{
     fs, hint,
+    path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -134,7 +135,7 @@ fn threads_are_no_processes() {
 }
 
 /// Folders of a process's threads in /proc.
-fn threads(pid: Pid) -> impl Iterator<Item = std::path::PathBuf> {
+fn threads(pid: Pid) -> impl Iterator<Item = PathBuf> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
     threads.map(|thread| thread.expect("a thread").path())
 }
@@ -142,19 +143,25 @@ fn threads(pid: Pid) -> impl Iterator<Item = std::path::PathBuf> {
 /// Voluntary and involuntary switches of a process's threads as the kernel itself counts them.
 fn switches(pid: Pid) -> (u64, u64) {
     threads(pid).fold((0, 0), |sum, thread| {
-        let status = fs::read_to_string(thread.join("status")).expect("status");
-        let value = |name: &str| -> u64 {
-            let line = status
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .expect("a line");
-            line.trim().parse().expect("number")
-        };
-        (
-            sum.0 + value("voluntary_ctxt_switches:"),
-            sum.1 + value("nonvoluntary_ctxt_switches:"),
-        )
+        let of = switches_of(&thread);
+        (sum.0 + of.0, sum.1 + of.1)
     })
+}
+
+/// The same of one thread, by its folder.
+fn switches_of(thread: &Path) -> (u64, u64) {
+    let status = fs::read_to_string(thread.join("status")).expect("status");
+    let value = |name: &str| -> u64 {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .expect("a line");
+        line.trim().parse().expect("number")
+    };
+    (
+        value("voluntary_ctxt_switches:"),
+        value("nonvoluntary_ctxt_switches:"),
+    )
 }
 
 /// Waits until the process sleeps and its counts stand still: one that waits for a CPU on a busy
@@ -224,12 +231,12 @@ fn switches_agree_with_the_kernels_own_count() {
     inside.take(child.pid);
     inside.take(rival.pid);
     let watch = Watch::new(object, options(&[&inside], &[Kind::SampleSched]));
-    let before = switches_at_rest(child.pid);
+    let (before, waits_before) = (switches_at_rest(child.pid), schedstat_at_rest(child.pid)[2]);
     child.start();
     rival.start();
     child.wait_done();
     rival.wait_done();
-    let after = switches_at_rest(child.pid);
+    let (after, waits_after) = (switches_at_rest(child.pid), schedstat_at_rest(child.pid)[2]);
     let pid = child.pid.as_raw() as u32;
     let seen = watch.stop();
     assert_eq!((child.finish(), rival.finish()), (0, 0));
@@ -243,11 +250,10 @@ fn switches_agree_with_the_kernels_own_count() {
     let sum = |field: fn(&SampleSched) -> u64| samples.iter().map(field).sum::<u64>();
     assert_eq!(sum(|s| u64::from(s.voluntary)), after.0 - before.0);
     assert_eq!(sum(|s| u64::from(s.involuntary)), after.1 - before.1);
-    let turns = sum(|s| u64::from(s.voluntary) + u64::from(s.involuntary));
     let waits = sum(|s| u64::from(s.runq_waits));
-    // Each turn on the CPU was waited for once; the first one that is seen to end is where counting
-    // begins.
-    assert_eq!(waits + 1, turns);
+    // Not as many as turns: a thread that is preempted on its way to sleep has no wait noted. The
+    // first turn that is seen to end is where counting begins.
+    assert_eq!(waits + 1, waits_after - waits_before);
     assert!(sum(|s| s.runq_ns) > 0);
     if thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
         assert!(sum(|s| u64::from(s.migrations)) >= 30);
@@ -291,7 +297,8 @@ fn a_sleep_that_a_pending_signal_forbids_counts_as_the_kernel_counts_it() {
         let inside = Cgroup::new();
         // It waits in the kernel for a page that comes late. That wait goes on after a signal, which
         // is not taken before the call's end: from then on the thread calls the scheduler in
-        // order to sleep, is not allowed to, and stays runnable.
+        // order to sleep, is not allowed to, and stays runnable. Before Linux 6.15 the hook is told the
+        // state in which it meant to sleep: there a rule that goes by the state alone would pass, too.
         let child = Child::new(|| {
             let device = ptmx();
             stay_on(cpu);
@@ -313,12 +320,15 @@ fn a_sleep_that_a_pending_signal_forbids_counts_as_the_kernel_counts_it() {
             ..options(&[&inside], &[Kind::SampleSched, Kind::SampleCpu])
         };
         let watch = Watch::new(object, options);
+        let own_thread = PathBuf::from(format!("/proc/{0}/task/{0}", child.pid));
         let before = switches_at_rest(child.pid);
+        let own_before = switches_of(&own_thread);
         rival.start();
         child.start();
         child.wait_done();
         drop(rival);
         let after = switches_at_rest(child.pid);
+        let own = switches_of(&own_thread).0 - own_before.0;
         let pid = child.pid;
         let seen = watch.stop();
         match child.finish() {
@@ -332,6 +342,15 @@ fn a_sleep_that_a_pending_signal_forbids_counts_as_the_kernel_counts_it() {
         seen.assert_none_lost();
         let expected = (after.0 - before.0, after.1 - before.1);
         assert_eq!(switches_told(&seen, pid), expected);
-        eprintln!("MEASURED switches with signals pending: {expected:?}");
+        eprintln!(
+            "MEASURED switches with signals pending: {expected:?}, {own} of the thread's own"
+        );
+        // Without signals it is one switch a round and one more: 31. With them it was 62 and 63 in a guest
+        // with Linux 6.1, 123 to 155 on Linux 6.18.
+        let met = own.saturating_sub(u64::from(ROUNDS) + 1);
+        assert!(
+            met >= u64::from(ROUNDS) / 2,
+            "signals were met {met} times on the way to sleep"
+        );
     }
 }

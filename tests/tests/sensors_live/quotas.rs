@@ -4,9 +4,12 @@
 //! folder; nothing changes that anybody uses.
 
 use crate::{pairs::one_after_the_other, support::*};
-use nix::libc;
+use nix::{
+    libc,
+    unistd::{pipe, read, write},
+};
 use palisade::sensors::SensorOptions;
-use palisade_abi::{Kind, LOSS_COUNTER_MAP, Lost, SampleGpuCommand, SampleReads, kind};
+use palisade_abi::{Histogram, Kind, LOSS_COUNTER_MAP, Lost, SampleGpuCommand, SampleReads, kind};
 use std::{collections::BTreeSet, fs, os::fd::AsRawFd, path::PathBuf};
 
 /// Entries that a process gets where tables are small.
@@ -125,4 +128,71 @@ fn whoever_reads_many_models_loses_the_counts_of_its_own() {
     let files: BTreeSet<u64> = counted.iter().map(|it| it.inode).collect();
     assert_eq!(files.len(), 5);
     assert_eq!(lost_by(&seen, modest), 0);
+}
+
+#[test]
+fn whoever_calls_a_driver_from_many_cgroups_loses_the_counts_of_its_own() {
+    const MOVES: usize = 20;
+    const CALLS: u32 = 10;
+    let name = "whoever_calls_a_driver_from_many_cgroups_loses_the_counts_of_its_own";
+    let Some(object) = object(name) else {
+        return;
+    };
+    let (root, modest) = (Cgroup::new(), Cgroup::new());
+    let cgroups: Vec<Cgroup> = (0..MOVES).map(|n| root.below(&n.to_string())).collect();
+    let (go_read, go) = pipe().expect("pipe");
+    let (done, done_write) = pipe().expect("pipe");
+    let hog = Child::new(move || {
+        let device = ptmx();
+        let mut failed = 0;
+        for _ in 0..MOVES {
+            if read(&go_read, &mut [0]) != Ok(1) {
+                return 1;
+            }
+            failed += ask_window_size(&device);
+            if write(&done_write, &[1]) != Ok(1) {
+                return 1;
+            }
+        }
+        failed
+    });
+    let other = Child::new(|| {
+        let device = ptmx();
+        (0..CALLS).map(|_| ask_window_size(&device)).sum()
+    });
+    modest.take(other.pid);
+    // Room for 64 entries.
+    let options = SensorOptions {
+        max_processes: 16,
+        ..options(&[&root, &modest], &[Kind::SampleGpuLatency])
+    };
+    let watch = Watch::new(object, options);
+    hog.start();
+    for cgroup in &cgroups {
+        cgroup.take(hog.pid);
+        assert_eq!(write(&go, &[1]), Ok(1));
+        assert_eq!(read(&done, &mut [0]), Ok(1));
+    }
+    hog.wait_done();
+    other.start();
+    other.wait_done();
+    let seen = watch.stop();
+    assert_eq!((hog.finish(), other.finish()), (0, 0));
+
+    let counted = |workload| -> u32 {
+        let parts: Vec<Histogram> = seen.bodies_of(kind::SAMPLE_GPU_LATENCY, workload);
+        parts.iter().flat_map(|part| part.counts).sum()
+    };
+    let ids: Vec<u64> = cgroups.iter().map(Cgroup::id).collect();
+    let told: Vec<(u32, u64)> = ids
+        .iter()
+        .map(|id| (counted(*id), lost_by(&seen, *id)))
+        .collect();
+    let (first, rest) = told.split_at(QUOTA);
+    assert!(first.iter().all(|it| *it == (1, 0)), "{told:?}");
+    assert!(rest.iter().all(|it| *it == (0, 1)), "{told:?}");
+    assert_eq!(
+        (counted(modest.id()), lost_by(&seen, modest.id())),
+        (CALLS, 0)
+    );
 }

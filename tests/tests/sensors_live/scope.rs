@@ -143,7 +143,8 @@ fn switches_out_of_scope_are_neither_counted_nor_lost() {
         open_gate(&open);
         assert_eq!(read(&done, &mut [0]), Ok(1));
         let (after, later) = (switches_at_rest(child.pid), schedstat_at_rest(child.pid));
-        (after.0 - before.0, after.1 - before.1, later[0] - times[0])
+        let [on, _, turns] = [0, 1, 2].map(|i| later[i] - times[i]);
+        (after.0 - before.0, after.1 - before.1, on, turns)
     };
     let mut watched = Vec::new();
     naps(); // until it has a switch in view
@@ -169,12 +170,16 @@ fn switches_out_of_scope_are_neither_counted_nor_lost() {
     seen.records.drain(..skip);
     let voluntary: u64 = watched.iter().map(|it| it.0).sum();
     let involuntary: u64 = watched.iter().map(|it| it.1).sum();
-    assert!(voluntary >= 6 * u64::from(NAPS), "{voluntary}");
+    // Six times as many naps, less those that were over before the thread was off its CPU: preempted on
+    // its way to sleep, or late on a busy machine. The check is that the kernel counts the same.
+    assert!(voluntary >= 3 * u64::from(NAPS), "{voluntary}");
     assert_eq!(switches_told(&seen, pid), (voluntary, involuntary));
-    // The turn in which it came back, five times, is not told: it may have begun out of scope.
+    // The turn in which it came back, five times, is not told: it may have begun out of scope. Not every
+    // turn is waited for: a thread that is preempted on its way to sleep has no wait noted.
     let waits = seen.bodies::<SampleSched>(kind::SAMPLE_SCHED);
     let waits: u64 = waits.iter().map(|it| u64::from(it.runq_waits)).sum();
-    assert_eq!(waits + 5, voluntary + involuntary);
+    let turns: u64 = watched.iter().map(|it| it.3).sum();
+    assert_eq!(waits + 5, turns);
     let on = seen.bodies::<SampleCpu>(kind::SAMPLE_CPU);
     let on: u64 = on.iter().map(|it| it.on_ns).sum();
     let most: u64 = watched.iter().map(|it| it.2).sum();

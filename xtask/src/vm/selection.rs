@@ -5,9 +5,15 @@ use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-/// What is not named `…_live` and yet meets the kernel, with filters of test names; no filter: all. The demo is
-/// not among them: what it claims are times, which emulation does not keep.
-const ALSO: &[(&str, &[&str])] = &[("replay", &[]), ("palisade", &["sensors::", "identity::"])];
+/// What is not named `…_live` and yet meets the kernel, with filters of test names; no filter: all. The demo,
+/// `signals_fire`, `controls` and `example` are not among them and run by name only: what they claim are times, or rest
+/// on times that loads keep, and emulation keeps none. Nor is the test of `footprint` that needs the stock policies: on an
+/// emulated processor that is busy their compilation takes longer than an agent waits for it.
+const ALSO: &[(&str, &[&str])] = &[
+    ("replay", &[]),
+    ("footprint", &["computed_memory_of_a_map_that_grows"]),
+    ("palisade", &["sensors::", "identity::"]),
+];
 
 /// What a change must pass, on slow machines without KVM.
 const CI: &[(&str, &[&str])] = &[
@@ -154,10 +160,14 @@ mod tests {
     fn chosen(ci: bool, words: &[&str]) -> Vec<String> {
         let built = [
             "act_live",
+            "agent_live",
             "audit",
+            "controls",
             "demo",
+            "footprint",
             "palisade",
             "sensors_live",
+            "signals_fire",
             "vm_live",
         ]
         .map(test);
@@ -174,6 +184,8 @@ mod tests {
             chosen(false, &[]),
             [
                 "act_live",
+                "agent_live",
+                "footprint computed_memory_of_a_map_that_grows",
                 "palisade sensors:: identity::",
                 "sensors_live",
                 "vm_live"
@@ -181,14 +193,22 @@ mod tests {
         );
         assert_eq!(chosen(false, &["audit", "chain"]), ["audit chain"]);
         assert_eq!(chosen(false, &["palisade"]), ["palisade"]);
+        assert_eq!(chosen(false, &["signals_fire"]), ["signals_fire"]);
         assert_eq!(
             chosen(true, &[]),
-            ["palisade sensors::offsets", "sensors_live", "vm_live"]
+            [
+                "agent_live the_log_begins_with_where a_throttle_is_real",
+                "palisade sensors::offsets",
+                "sensors_live",
+                "vm_live"
+            ]
         );
         assert_eq!(
             chosen(false, &["gpu"]),
             [
                 "act_live gpu",
+                "agent_live gpu",
+                "footprint gpu",
                 "palisade gpu",
                 "sensors_live gpu",
                 "vm_live gpu"

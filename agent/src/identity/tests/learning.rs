@@ -2,18 +2,19 @@
 
 use super::*;
 use palisade_abi::{Kind, SampleInference};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// A tree that looks like cgroups, with one workload at `/a` and one at `/b/c`.
-struct Tree {
-    _dir: tempfile::TempDir,
-    tables: Tables,
-    a: u64,
-    c: u64,
+pub(super) struct Tree {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) tables: Tables,
+    pub(super) a: u64,
+    pub(super) c: u64,
 }
 
 impl Tree {
-    fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("a")).unwrap();
         std::fs::create_dir_all(dir.path().join("b/c")).unwrap();
@@ -26,27 +27,42 @@ impl Tree {
         let id = |cgroup| layout.workload_id(cgroup).unwrap().0;
         let (a, c) = (id("/a"), id("/b/c"));
         Self {
-            _dir: dir,
+            dir,
             tables: Tables::new(layout, limits),
             a,
             c,
         }
     }
 
-    /// By a clock that stands still: no walk is followed by a rest.
-    fn observe(&self, records: &[Record]) {
+    /// By a clock that stands still: no walk is cut into slices or followed by a rest.
+    pub(super) fn observe(&self, records: &[Record]) {
         let now = Instant::now();
-        self.tables.observe_by(records, || now);
+        self.observe_at(records, || now);
     }
 
-    fn cgroup_of(&self, workload: u64) -> Option<String> {
+    /// /proc knows all of a process but its place in this tree.
+    pub(super) fn observe_at(&self, records: &[Record], clock: impl FnMut() -> Instant) {
+        self.tables.observe_by(records, clock, |process| {
+            let info = self.tables.look_at(process.pid, Some(process))?;
+            Some(ProcessInfo {
+                workload: None,
+                ..info
+            })
+        });
+    }
+
+    pub(super) fn workload_of(&self, process: ProcessId) -> Option<u64> {
+        Some(self.tables.process(process)?.workload?.0)
+    }
+
+    pub(super) fn cgroup_of(&self, workload: u64) -> Option<String> {
         let info = self.tables.workload(WorkloadId(workload))?;
         Some(info.cgroup)
     }
 }
 
 /// A process that cannot be.
-fn nobody(n: u32) -> ProcessId {
+pub(super) fn nobody(n: u32) -> ProcessId {
     ProcessId {
         pid: (1 << 30) + n,
         start_ns: 1,
@@ -61,7 +77,7 @@ fn of_kind(kind: Kind, mut header: Header) -> Record {
     }
 }
 
-fn sample(process: ProcessId, workload: u64) -> Record {
+pub(super) fn sample(process: ProcessId, workload: u64) -> Record {
     Record::new(header(process, workload, 5), SampleInference::default())
 }
 
@@ -133,46 +149,44 @@ fn records_of_the_same_process_in_a_row_cost_one_look_up() {
 #[test]
 fn a_thousand_unknown_workloads_cause_one_walk_and_the_next_comes_after_a_rest() {
     let tree = Tree::new(Limits::default());
-    let begun = Instant::now();
-    // Each look at it takes a second: so long, by it, does a walk.
-    let mut now = begun;
+    // Each look at it takes so long: a walk takes less than a slice.
+    let looks = Cell::new(0);
+    let mut now = Instant::now();
     let mut clock = || {
-        now += Duration::from_secs(1);
+        now += Duration::from_micros(100);
+        looks.set(looks.get() + 1);
         now
     };
     // Beyond every inode of the tree.
     let unknown = |n: u32| sample(nobody(n), (1 << 60) + u64::from(n));
     let mut records: Vec<Record> = (0..1000).map(unknown).collect();
     records.push(sample(nobody(1000), tree.a));
-    tree.tables.observe_by(&records, &mut clock);
+    tree.observe_at(&records, &mut clock);
     let stats = tree.tables.stats();
     assert_eq!(
         (stats.workload_walks, stats.workloads_unresolved),
         (1, 1000)
     );
     assert_eq!(tree.cgroup_of(tree.a).as_deref(), Some("/a"));
-    // What was missing is not looked for, and what is new waits: 18 s of the rest of 20 s.
+    // What was missing is not looked for, and what is new waits: for twenty times the walk.
     records.push(sample(nobody(1001), tree.c));
-    tree.tables.observe_by(&records, &mut clock);
-    for n in 2000..2017 {
-        tree.tables.observe_by(&[unknown(n)], &mut clock);
+    tree.observe_at(&records, &mut clock);
+    let took = looks.get() - 2;
+    for n in 2..20 * took {
+        tree.observe_at(&[unknown(1000 + n)], &mut clock);
     }
     assert_eq!(tree.tables.stats().workload_walks, 1);
     assert_eq!(tree.cgroup_of(tree.c), None);
     // Once rested, any batch will do.
-    for _ in 0..3 {
-        tree.tables.observe_by(&[], &mut clock);
-    }
+    tree.observe_at(&[], &mut clock);
     let stats = tree.tables.stats();
+    assert_eq!(stats.workload_walks, 2);
     assert_eq!(
-        (stats.workload_walks, stats.workloads_unresolved),
-        (2, 1017)
+        stats.workloads_unresolved,
+        u64::from(1000 + 20 * took - 2),
+        "in {took} looks"
     );
     assert_eq!(tree.cgroup_of(tree.c).as_deref(), Some("/b/c"));
-    assert!(
-        now - begun < Duration::from_secs(25),
-        "it is not asked else"
-    );
 }
 
 #[test]
@@ -223,4 +237,24 @@ fn ends_within_the_grace_are_remembered_up_to_the_capacity() {
             .exited_ns
             .is_some()
     );
+}
+
+#[test]
+fn an_ended_process_goes_before_one_alive_also_when_its_last_samples_come_after_its_end() {
+    let tree = Tree::new(Limits {
+        processes: 16,
+        grace_ns: 1 << 60,
+        ..Limits::default()
+    });
+    let (alive, ended) = (nobody(0), nobody(1));
+    tree.observe(&[exec(alive, tree.a, b"alive"), exec(ended, tree.a, b"ended")]);
+    tree.observe(&[Record::new(header(ended, tree.a, 3), Exit::default())]);
+    tree.observe(&[sample(ended, tree.a)]);
+    for n in 2..17 {
+        tree.observe(&[exec(nobody(n), tree.a, b"x")]);
+    }
+    // One sixteenth goes at once.
+    assert_eq!(tree.tables.stats().processes_evicted, 1);
+    assert!(tree.tables.process(ended).is_none());
+    assert!(tree.tables.process(alive).is_some());
 }
