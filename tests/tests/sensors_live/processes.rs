@@ -231,12 +231,12 @@ fn switches_agree_with_the_kernels_own_count() {
     inside.take(child.pid);
     inside.take(rival.pid);
     let watch = Watch::new(object, options(&[&inside], &[Kind::SampleSched]));
-    let (before, waits_before) = (switches_at_rest(child.pid), schedstat_at_rest(child.pid)[2]);
+    let (before, stat_before) = (switches_at_rest(child.pid), schedstat_at_rest(child.pid));
     child.start();
     rival.start();
     child.wait_done();
     rival.wait_done();
-    let (after, waits_after) = (switches_at_rest(child.pid), schedstat_at_rest(child.pid)[2]);
+    let (after, stat_after) = (switches_at_rest(child.pid), schedstat_at_rest(child.pid));
     let pid = child.pid.as_raw() as u32;
     let seen = watch.stop();
     assert_eq!((child.finish(), rival.finish()), (0, 0));
@@ -253,8 +253,9 @@ fn switches_agree_with_the_kernels_own_count() {
     let waits = sum(|s| u64::from(s.runq_waits));
     // Not as many as turns: a thread that is preempted on its way to sleep has no wait noted. The
     // first turn that is seen to end is where counting begins.
-    assert_eq!(waits + 1, waits_after - waits_before);
-    assert!(sum(|s| s.runq_ns) > 0);
+    assert_eq!(waits + 1, stat_after[2] - stat_before[2]);
+    // All of them may be of no length, where the two never meet on a CPU. To the nanosecond: `cpu.rs`.
+    assert!(sum(|s| s.runq_ns) <= stat_after[1] - stat_before[1]);
     if thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
         assert!(sum(|s| u64::from(s.migrations)) >= 30);
     }
