@@ -116,15 +116,28 @@ mod tests {
     use crate::audit::{self, Filter};
     use crate::recording::{self, LEAST_MAX_BYTES, Origin};
 
-    #[test]
-    fn a_full_recording_is_told_once_and_is_no_failure() {
+    /// A folder with an audit log, and where a recording as small as can be may lie in it.
+    fn place() -> (tempfile::TempDir, Audit, Destination) {
         let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("audit");
-        let (audit, _) = audit::open(&log, audit::Options::default()).unwrap();
+        let (audit, _) = audit::open(&dir.path().join("audit"), audit::Options::default()).unwrap();
         let to = Destination {
             path: dir.path().join("run.arrows"),
             max_bytes: LEAST_MAX_BYTES,
         };
+        (dir, audit, to)
+    }
+
+    /// The notes in the log, which ends with this.
+    fn notes(dir: &tempfile::TempDir, audit: &Audit) -> Vec<String> {
+        audit.close().unwrap();
+        let records = audit::read(&dir.path().join("audit"), &Filter::default()).unwrap();
+        let texts = records.iter().filter_map(|record| record.text(&["text"]));
+        texts.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_full_recording_is_told_once_and_is_no_failure() {
+        let (dir, audit, to) = place();
         let recorder = Recorder::start(to.create(&Origin::default()).unwrap()).unwrap();
         let reel = Reel::new(&to, recorder.clone());
         let mut told = Told::default();
@@ -142,11 +155,8 @@ mod tests {
             (&status["ok"], &status["full"], &status["error"]),
             (&Value::Bool(true), &Value::Bool(true), &Value::Null)
         );
-        audit.close().unwrap();
-        let records = audit::read(&log, &Filter::default()).unwrap();
-        let texts = records.iter().filter_map(|record| record.text(&["text"]));
-        let texts: Vec<&str> = texts.collect();
-        let [text] = texts[..] else {
+        let texts = notes(&dir, &audit);
+        let [text] = &texts[..] else {
             panic!("{texts:?}");
         };
         assert!(text.contains("run.arrows is full at 64KiB"), "{text}");
@@ -154,13 +164,7 @@ mod tests {
 
     #[test]
     fn a_recording_that_fails_after_it_was_full_is_told_once_more() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("audit");
-        let (audit, _) = audit::open(&log, audit::Options::default()).unwrap();
-        let to = Destination {
-            path: dir.path().join("run.arrows"),
-            max_bytes: LEAST_MAX_BYTES,
-        };
+        let (dir, audit, to) = place();
         let fails = || Err(std::io::Error::other("the disk is gone").into());
         let recorder = Recorder::waiting(fails).unwrap();
         recorder.begin();
@@ -171,12 +175,9 @@ mod tests {
         };
         reel.finish(&mut told, &audit);
         reel.tell(&mut told, &audit);
-        audit.close().unwrap();
-        let records = audit::read(&log, &Filter::default()).unwrap();
-        let texts = records.iter().filter_map(|record| record.text(&["text"]));
-        let texts: Vec<&str> = texts.collect();
+        let texts = notes(&dir, &audit);
         assert!(
-            matches!(texts[..], [text] if text.contains("the disk is gone")),
+            matches!(&texts[..], [text] if text.contains("the disk is gone")),
             "{texts:?}"
         );
     }
