@@ -7,14 +7,14 @@ use super::{
     SensorError,
     baseline::Baselines,
     load::{possible_cpus, take},
-    map_batch::{Batch, Unsupported},
     pod::Plain,
     quotas::Quotas,
-    window::{Collect, Collector, Key, Process, Table, Told, is_alive},
+    shared_counters::SharedCounters,
+    window::{Collect, Collector, Key, Process, Told},
 };
 use aya::{
     Ebpf,
-    maps::{HashMap, IterableMap as _, MapData, PerCpuHashMap},
+    maps::{MapData, PerCpuHashMap},
 };
 use bytemuck::Pod;
 use palisade_abi::{
@@ -177,9 +177,7 @@ fn histogram(key: &HistogramKey, counts: &HistogramCounters, told: &mut Told<'_>
 /// The histograms of driver calls, which all CPUs share.
 #[derive(Debug)]
 struct GpuLatencies {
-    map: HashMap<MapData, Plain<GpuCountersKey>, Plain<HistogramCounters>>,
-    table: Table<GpuCountersKey, HistogramCounters>,
-    batch: Batch<GpuCountersKey, HistogramCounters>,
+    counters: SharedCounters<GpuCountersKey, HistogramCounters>,
     /// Entries that the kernel had made when the map was last read to its end.
     added: Option<u64>,
 }
@@ -187,9 +185,7 @@ struct GpuLatencies {
 impl GpuLatencies {
     fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
         Ok(Self {
-            map: take(ebpf, "GPU_LATENCIES")?,
-            table: Table::new(),
-            batch: Batch::new(1),
+            counters: SharedCounters::new(ebpf, "GPU_LATENCIES")?,
             added: None,
         })
     }
@@ -205,35 +201,21 @@ impl Collect for GpuLatencies {
         let added = told
             .added
             .map(|added| added.counts[HistogramCounters::FAMILY]);
-        if added.is_some() && added == self.added && self.table.len() == 0 {
+        if added.is_some() && added == self.added && self.counters.len() == 0 {
             return;
         }
-        let table = &mut self.table;
-        let mut observe = |key: &GpuCountersKey, counts: HistogramCounters| {
-            if let Some(counts) = table.observe(*key, counts, window) {
-                parts(key, Kind::SampleGpuLatency, key.class, &counts, told);
-            }
-        };
-        let fd = self.map.map().fd();
-        let batched = self.batch.read(fd, |key, counts| observe(key, counts[0]));
-        self.added = added.filter(|_| matches!(batched, Ok(true)));
-        if let Err(Unsupported) = batched {
-            let entries = self.map.iter().filter_map(Result::ok);
-            entries.for_each(|(key, counts)| observe(&key.0, counts.0));
-        }
+        let whole = self.counters.read(window, |key, counts| {
+            parts(key, Kind::SampleGpuLatency, key.class, counts, told);
+        });
+        self.added = added.filter(|_| whole);
     }
 
     fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool) {
-        let mut over = self.table.ended(due);
-        over.extend(self.table.idle(window, &is_alive));
-        for key in over {
-            // Already gone is just as good.
-            let _ = self.map.remove(&Plain(key));
-        }
+        self.counters.forget(window, due);
     }
 
     fn len(&self) -> usize {
-        self.table.len()
+        self.counters.len()
     }
 }
 

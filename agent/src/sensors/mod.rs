@@ -40,6 +40,7 @@ mod quotas;
 mod reads_offsets;
 mod registers;
 mod run;
+mod shared_counters;
 mod sweep;
 mod tracefs;
 mod under_way;

@@ -4,15 +4,11 @@
 
 use super::{
     SensorError,
-    load::{set_array, take},
-    map_batch::{Batch, Unsupported},
-    pod::Plain,
-    window::{Collect, Key, Process, Table, Told, is_alive},
+    load::set_array,
+    shared_counters::SharedCounters,
+    window::{Collect, Key, Process, Told},
 };
-use aya::{
-    Ebpf,
-    maps::{HashMap, IterableMap as _, MapData},
-};
+use aya::Ebpf;
 use palisade_abi::{
     Kind, QUOTA_COMMANDS, QUOTA_HISTOGRAMS, QUOTA_LATENCIES, QUOTA_READS, QUOTA_TABLES, QuotaKey,
 };
@@ -55,19 +51,11 @@ impl Key for QuotaKey {
 
 /// What processes have taken, as one more family: it makes no records.
 #[derive(Debug)]
-pub(super) struct Quotas {
-    map: HashMap<MapData, Plain<QuotaKey>, u64>,
-    table: Table<QuotaKey, u64>,
-    batch: Batch<QuotaKey, u64>,
-}
+pub(super) struct Quotas(SharedCounters<QuotaKey, u64>);
 
 impl Quotas {
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
-        Ok(Self {
-            map: take(ebpf, "QUOTAS")?,
-            table: Table::new(),
-            batch: Batch::new(1),
-        })
+        Ok(Self(SharedCounters::new(ebpf, "QUOTAS")?))
     }
 }
 
@@ -81,28 +69,15 @@ impl Collect for Quotas {
     }
 
     fn collect(&mut self, window: u64, _told: &mut Told<'_>) {
-        let table = &mut self.table;
-        let mut observe = |key: &QuotaKey, made: u64| {
-            let _ = table.observe(*key, made, window);
-        };
-        let fd = self.map.map().fd();
-        let batched = self.batch.read(fd, |key, made| observe(key, made[0]));
-        if let Err(Unsupported) = batched {
-            let entries = self.map.iter().filter_map(Result::ok);
-            entries.for_each(|(key, made)| observe(&key.0, made));
-        }
+        // What is kept is all that is wanted.
+        let _ = self.0.read(window, |_, _| {});
     }
 
     fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool) {
-        let mut over = self.table.ended(due);
-        over.extend(self.table.idle(window, &is_alive));
-        for key in over {
-            // Already gone is just as good.
-            let _ = self.map.remove(&Plain(key));
-        }
+        self.0.forget(window, due);
     }
 
     fn len(&self) -> usize {
-        self.table.len()
+        self.0.len()
     }
 }
