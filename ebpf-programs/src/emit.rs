@@ -4,7 +4,7 @@ use crate::{
     filter::Who,
     kernel::File,
     path,
-    tables::{ADDED, COUNTERS, EVENTS, LAST_WAKE, LOSSES},
+    tables::{ADDED, COUNTERS, EVENTS, LAST_WAKE, LOSSES, NOTHING},
 };
 use aya_ebpf::{
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns},
@@ -12,7 +12,8 @@ use aya_ebpf::{
 };
 use palisade_abi::{
     Body, CounterFamily, Counters, CpuLosses, FilePath, HISTOGRAM_BUCKETS, Header,
-    LOSS_COUNTER_MAP, LOSS_RING_BUFFER, PATH_SLOTS, QUIET_NS, RECORD_BYTES, Record,
+    LOSS_COUNTER_MAP, LOSS_RING_BUFFER, MAX_FAMILY_BYTES, PATH_SLOTS, QUIET_NS, RECORD_BYTES,
+    Record,
 };
 
 /// Only insert; an entry that is there stays as it is.
@@ -118,12 +119,22 @@ pub fn slot<K, V: CounterFamily>(
     workload: u64,
 ) -> Option<&'static mut V> {
     let found = map.get_ptr_mut(key).or_else(|| {
-        if map.insert(key, V::default(), BPF_NOEXIST).is_ok() {
+        if map.insert(key, nothing::<V>()?, BPF_NOEXIST).is_ok() {
             added::<V>();
         }
         map.get_ptr_mut(key)
     });
     value_or_loss(found, workload)
+}
+
+/// What a new entry of counters holds. From a map: zeroed on a program's stack, byte by byte, it would cost
+/// as much to verify as all the rest of a program.
+#[inline(always)]
+pub fn nothing<V: bytemuck::Zeroable>() -> Option<&'static V> {
+    const { assert!(size_of::<V>() <= MAX_FAMILY_BYTES && align_of::<V>() <= align_of::<u64>()) };
+    let nothing = NOTHING.get_ptr(0)?;
+    // SAFETY: no more than the entry is read, aligned; a `V` may be zeros; nobody ever writes to this map.
+    Some(unsafe { &*nothing.cast::<V>() })
 }
 
 /// What a look-up found on this CPU; nothing is one loss for a workload.
@@ -199,7 +210,7 @@ pub fn add(word: *mut u64, more: u64) {
 #[inline(always)]
 pub fn lost(workload: u64, source: u32) {
     let found = LOSSES.get_ptr_mut(workload).or_else(|| {
-        let _ = LOSSES.insert(workload, CpuLosses::default(), BPF_NOEXIST);
+        let _ = LOSSES.insert(workload, nothing::<CpuLosses>()?, BPF_NOEXIST);
         LOSSES
             .get_ptr_mut(workload)
             .or_else(|| LOSSES.get_ptr_mut(0))

@@ -19,7 +19,10 @@ use aya_ebpf::{
     macros::{fexit, lsm, tracepoint},
     programs::{FExitContext, LsmContext, TracePointContext},
 };
-use palisade_abi::{Config, Kind, MODEL_DIRECT, MODEL_SUFFIX_BYTES, ModelFile, NO_FD, kind};
+use palisade_abi::{
+    Config, Kind, MODEL_DIRECT, MODEL_SUFFIX_BYTES, ModelFile, NO_FD, NO_SUFFIX, behind_the_dot,
+    kind,
+};
 
 /// `O_PATH`, on all machines that Linux and Rust both know but SPARC.
 const ONLY_THE_NAME: u32 = 0o10_000_000;
@@ -187,29 +190,10 @@ fn has_model_suffix(name: Address, length: u32) -> bool {
     let Some([front, back]) = Address(start).read::<[u64; MODEL_SUFFIX_BYTES / 8]>(0) else {
         return false;
     };
-    // From the last byte, which is the highest of its word, to the dot; the dot and what is in
-    // front of it become NULs. Shifts and not indices: the verifier forbids addresses counted
-    // down from the stack.
-    let mut words = [back, front];
-    // 0 for none: an `Option` would leave a register unset, which the verifier may get to see.
-    let mut dot_at = 0_u32;
-    let mut place = 0_u32;
-    for word in &mut words {
-        let mut kept = 0;
-        for shift in (0..64).step_by(8).rev() {
-            let byte = (*word >> shift) & 0xff;
-            place += 1;
-            if dot_at == 0 {
-                if byte == b'.' as u64 {
-                    dot_at = place;
-                } else {
-                    kept |= byte << shift;
-                }
-            }
-        }
-        *word = kept;
-    }
-    let [back, front] = words;
-    let suffix: [u8; MODEL_SUFFIX_BYTES] = bytemuck::cast([front, back]);
-    dot_at != 0 && dot_at <= length && SUFFIXES.get_ptr(suffix).is_some()
+    let suffix = behind_the_dot([front, back]);
+    suffix.bytes < NO_SUFFIX
+        && suffix.bytes < length
+        && SUFFIXES
+            .get_ptr(bytemuck::cast::<_, [u8; MODEL_SUFFIX_BYTES]>(suffix.words))
+            .is_some()
 }

@@ -6,6 +6,7 @@
 use crate::{
     kernel::{Address, Task, cgroup_id},
     pids,
+    repeat::{self, Then},
     tables::{CONFIG, ROOTS, VERDICTS, offset},
 };
 use palisade_abi::{Config, CountersKey, Kind, MAX_CGROUP_DEPTH, Verdict};
@@ -108,18 +109,29 @@ pub fn verdict(config: &Config, id: u64, css: Address) -> Option<u64> {
 /// Whether the cgroup or one above it is a watched root.
 #[inline(always)]
 fn below_a_root(css: Address) -> bool {
-    let mut css = css;
-    for _ in 0..MAX_CGROUP_DEPTH {
-        let Some(id) = cgroup_id(css) else {
-            return false;
+    let mut climb = Climb { css, found: 0 };
+    repeat::up_to(MAX_CGROUP_DEPTH, Climb::step, &mut climb);
+    climb.found == 1
+}
+
+struct Climb {
+    css: Address,
+    found: u64,
+}
+
+impl Climb {
+    extern "C" fn step(_turn: u32, climb: &mut Self) -> Then {
+        let Some(id) = cgroup_id(climb.css) else {
+            return Then::End;
         };
         if ROOTS.get_ptr(id).is_some() {
-            return true;
+            climb.found = 1;
+            return Then::End;
         }
-        let Some(parent) = css.follow(offset!(css_parent)) else {
-            return false;
+        let Some(parent) = climb.css.follow(offset!(css_parent)) else {
+            return Then::End;
         };
-        css = parent;
+        climb.css = parent;
+        Then::GoOn
     }
-    false
 }

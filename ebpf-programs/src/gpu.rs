@@ -7,7 +7,7 @@
 
 use crate::{
     emit::{BPF_NOEXIST, add, bucket, lost, now, record, slot},
-    filter::{Who, config, wanted},
+    filter::{self, Who, config, wanted},
     gpu_commands,
     kernel::{File, Task, syscall_word},
     pids,
@@ -263,6 +263,9 @@ fn is_of(call: &InFlight) -> Option<bool> {
 #[inline(always)]
 fn count(task: Typed, call: &mut InFlight, result: i64) -> Option<()> {
     let time_ns = now();
+    let config = config()?;
+    // Before anything that the verifier would follow several times.
+    renew(config, task, call);
     let latency_ns = time_ns.saturating_sub(call.entered_ns);
     let errno = errno(result);
     let previous = if serves(latency_ns, errno) {
@@ -271,7 +274,6 @@ fn count(task: Typed, call: &mut InFlight, result: i64) -> Option<()> {
         last_return(call.class)?
     };
     let hold_ns = time_ns.saturating_sub(call.entered_ns.max(previous));
-    let config = config()?;
     let by_command = wanted(config, Kind::SampleGpuCommand);
     let command = if by_command {
         gpu_commands::learn(call, latency_ns, errno)
@@ -281,11 +283,7 @@ fn count(task: Typed, call: &mut InFlight, result: i64) -> Option<()> {
     if call.watched == 0 {
         return None;
     }
-    let who = if call.generation == generation(config) {
-        caller(call)
-    } else {
-        watched(config, task)?
-    };
+    let who = caller(call);
     if wanted(config, Kind::SampleGpu)
         && let Some(counters) = slot(&GPU_COUNTERS, &key(&who, call.class), who.workload)
     {
@@ -311,6 +309,22 @@ fn count(task: Typed, call: &mut InFlight, result: i64) -> Option<()> {
     Some(())
 }
 
+/// Whether a watched call's caller still is, if the agent changed the scope meanwhile.
+#[inline(always)]
+fn renew(config: &Config, task: Typed, call: &mut InFlight) {
+    let generation = generation(config);
+    if call.watched == 0 || call.generation == generation {
+        return;
+    }
+    match filter::watched(config, Task(task.address())) {
+        Some(who) => {
+            call.workload = who.workload;
+            call.generation = generation;
+        }
+        None => call.watched = 0,
+    }
+}
+
 #[inline(always)]
 fn count_latency(who: &Who, class: u32, latency_ns: u64) {
     let key = key(who, class);
@@ -323,7 +337,11 @@ fn count_latency(who: &Who, class: u32, latency_ns: u64) {
         return;
     }
     // SAFETY: the bucket is below the number of buckets, as was just checked.
-    let count = unsafe { (&raw mut (*histogram).counts).cast::<u64>().add(bucket) };
+    let count = unsafe {
+        (&raw mut (*histogram).histogram.counts)
+            .cast::<u64>()
+            .add(bucket)
+    };
     add(count, 1);
 }
 

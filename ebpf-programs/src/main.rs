@@ -27,6 +27,7 @@ mod process;
 mod quotas;
 mod reads;
 mod registers;
+mod repeat;
 mod sched;
 mod syscalls;
 mod tables;

@@ -8,6 +8,7 @@
 
 use crate::{
     kernel::{Address, File},
+    repeat::{self, Then},
     tables::offset,
 };
 use aya_ebpf::{Global, helpers::generated::bpf_probe_read_kernel_str};
@@ -61,44 +62,71 @@ pub unsafe fn walk(file: File, into: *mut FilePath) {
     // SAFETY: as the caller promises.
     unsafe {
         (&raw mut (*into).length).write_volatile(0);
-        let flags = up_to_the_root(file, into).unwrap_or(0);
-        (&raw mut (*into).flags).write(flags);
+        (&raw mut (*into).flags).write_volatile(0);
+    }
+    if let Some(mut climb) = Climb::from(file, into) {
+        repeat::up_to(STEPS, Climb::step, &mut climb);
     }
 }
 
-/// [`FilePath::flags`]; `None` if the walk ends before the root.
-///
-/// # Safety
-/// As [`walk`].
-#[inline(always)]
-unsafe fn up_to_the_root(file: File, into: *mut FilePath) -> Option<u32> {
-    let mut dentry = file.dentry()?;
-    let inner: u64 = file.read(path_offset!(file_mount))?;
-    let mut mount = Address(inner.wrapping_sub(path_offset!(mount_inner) as u64));
-    let is_hashed = dentry.read::<u64>(path_offset!(dentry_hashed))? != 0;
-    for _ in 0..STEPS {
+/// Where a walk is.
+struct Climb {
+    dentry: Address,
+    mount: Address,
+    /// What the root is told with.
+    whole: u64,
+    into: *mut FilePath,
+}
+
+impl Climb {
+    #[inline(always)]
+    fn from(file: File, into: *mut FilePath) -> Option<Self> {
+        let dentry = file.dentry()?;
+        let inner: u64 = file.read(path_offset!(file_mount))?;
+        let is_hashed = dentry.read::<u64>(path_offset!(dentry_hashed))? != 0;
+        let deleted = if is_hashed { 0 } else { PATH_DELETED };
+        Some(Self {
+            dentry,
+            mount: Address(inner.wrapping_sub(path_offset!(mount_inner) as u64)),
+            whole: (PATH_WHOLE | deleted) as u64,
+            into,
+        })
+    }
+
+    extern "C" fn step(_turn: u32, climb: &mut Self) -> Then {
+        match climb.go() {
+            Some(()) => Then::GoOn,
+            None => Then::End,
+        }
+    }
+
+    /// A name, or a mount; `None` at the root, or if the walk ends before it.
+    #[inline(always)]
+    fn go(&mut self) -> Option<()> {
+        let (dentry, mount) = (self.dentry, self.mount);
         let root =
             Address(mount.0 + path_offset!(mount_inner) as u64).follow(path_offset!(mount_root))?;
         if dentry == root {
             let above = mount.follow(path_offset!(mount_parent))?;
             if above == mount {
-                let deleted = if is_hashed { 0 } else { PATH_DELETED };
-                return Some(PATH_WHOLE | deleted);
+                // SAFETY: as the caller of `walk` promises.
+                unsafe { (&raw mut (*self.into).flags).write(self.whole as u32) };
+                return None;
             }
-            dentry = mount.follow(path_offset!(mount_point))?;
-            mount = above;
+            self.dentry = mount.follow(path_offset!(mount_point))?;
+            self.mount = above;
         } else {
             let name = dentry.follow(offset!(dentry_name))?;
-            // SAFETY: as the caller promises.
-            unsafe { add_name(name, into)? };
+            // SAFETY: as the caller of `walk` promises.
+            unsafe { add_name(name, self.into)? };
             let above = dentry.follow(path_offset!(dentry_parent))?;
             if above == dentry {
                 return None;
             }
-            dentry = above;
+            self.dentry = above;
         }
+        Some(())
     }
-    None
 }
 
 /// # Safety

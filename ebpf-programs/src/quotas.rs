@@ -4,7 +4,7 @@
 //! Invariant: entries that are there cost nothing here; a quota is only looked at where one is made.
 
 use crate::{
-    emit::{BPF_NOEXIST, add, added, lost, value_or_loss},
+    emit::{BPF_NOEXIST, add, added, lost, nothing, value_or_loss},
     filter::Who,
     tables::ON_DEMAND,
 };
@@ -65,7 +65,7 @@ pub fn slot_within<K, V: CounterFamily>(
 ) -> Option<&'static mut V> {
     let found = map.get_ptr_mut(key).or_else(|| {
         let room = Room::of(who.pid, who.start_ns, table)?;
-        if map.insert(key, V::default(), BPF_NOEXIST).is_ok() {
+        if map.insert(key, nothing::<V>()?, BPF_NOEXIST).is_ok() {
             room.take();
             added::<V>();
         }
@@ -84,7 +84,7 @@ pub fn shared_within<K, V: CounterFamily>(
 ) -> Option<*mut V> {
     let found = map.get_ptr_mut(key).or_else(|| {
         let room = Room::of(who.pid, who.start_ns, table)?;
-        if map.insert(key, V::default(), BPF_NOEXIST).is_ok() {
+        if map.insert(key, nothing::<V>()?, BPF_NOEXIST).is_ok() {
             room.take();
             added::<V>();
         }

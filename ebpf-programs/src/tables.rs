@@ -10,9 +10,9 @@ use aya_ebpf::{
 use palisade_abi::{
     Added, Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule,
     FaultCounters, FileKey, GpuCommandCounters, GpuCommandKey, GpuCounters, GpuCountersKey,
-    HistogramCounters, HistogramKey, InFlight, MAX_DEVICE_CLASSES, MAX_MAJORS, MAX_RESIDENT,
-    MODEL_SUFFIX_BYTES, NetCounters, Offsets, ReadCounters, ReadKey, ReclaimCounters,
-    SyscallCounters, Verdict,
+    GpuLatencyCounters, HistogramCounters, HistogramKey, InFlight, MAX_DEVICE_CLASSES,
+    MAX_FAMILY_BYTES, MAX_MAJORS, MAX_RESIDENT, MODEL_SUFFIX_BYTES, NetCounters, Offsets,
+    ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, Verdict,
 };
 
 /// Raw records and `FILE_NAME` entries. Resized by the agent.
@@ -42,6 +42,10 @@ pub static DEVICES: HashMap<DeviceKey, DeviceRule> = HashMap::with_max_entries(2
 /// A bit for each major number that a watched device has. Written by the agent.
 #[map]
 pub static MAJORS: Array<u64> = Array::with_max_entries(MAX_MAJORS / 64, 0);
+
+/// The only entry: zeros. Nobody writes to it.
+#[map]
+pub static NOTHING: Array<[u64; MAX_FAMILY_BYTES / 8]> = Array::with_max_entries(1, 0);
 
 /// Driver calls of every process on the host, by thread: those under way, and the last ones of
 /// [`RESIDENTS`].
@@ -82,7 +86,7 @@ pub static GPU_COUNTERS: PerCpuHashMap<GpuCountersKey, GpuCounters> =
 /// Histograms of driver calls per process and device class, which all CPUs share: one a CPU would be
 /// 25 KB an entry on 128 of them. Resized by the agent.
 #[map]
-pub static GPU_LATENCIES: HashMap<GpuCountersKey, HistogramCounters> =
+pub static GPU_LATENCIES: HashMap<GpuCountersKey, GpuLatencyCounters> =
     HashMap::with_max_entries(16_384, ON_DEMAND);
 
 /// Histograms per process and kind. Resized by the agent, like the next ones.

@@ -4,6 +4,7 @@
 //! Invariant: whatever was started here has ended when it returns, also after a failure on the way.
 
 use super::judge::Message;
+use super::losses::LIFE;
 use super::reel::Reel;
 use super::roots::Follower;
 use super::tape::Tape;
@@ -20,6 +21,7 @@ use crate::sensors::{Scope, SensorHandle, Sensors};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
+use std::thread;
 
 /// Policies, sensors and the control socket, from their start to their end. Returns why it ended.
 pub(super) fn guard(
@@ -52,21 +54,35 @@ pub(super) fn guard(
     .map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
     let engine = Stopping(engine);
     let sources = config.policies.iter().map(options::policy_source).collect();
-    let loaded = engine
-        .0
-        .load_all(sources)
-        .map_err(|(name, error)| coded(exit::POLICY, format!("policy '{name}': {error}")))?;
+    let sensor_options = options::sensor_options(config, layout, expected(config))
+        .map_err(|error| coded(exit::CONFIG, error))?;
+    let scope = sensor_options.scope.clone();
+    // Both take their time; nothing is sensed before the policies are there, so nothing waits and is lost.
+    let (loaded, sensors) = thread::scope(|threads| {
+        let sensors = thread::Builder::new()
+            .name("sensors-load".to_owned())
+            .spawn_scoped(threads, || Sensors::prepare(object, sensor_options))?;
+        let loaded = engine.0.load_all(sources);
+        let sensors = sensors
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok::<_, std::io::Error>((loaded, sensors))
+    })
+    .context("cannot start the thread 'sensors-load'")?;
+    let loaded =
+        loaded.map_err(|(name, error)| coded(exit::POLICY, format!("policy '{name}': {error}")))?;
     engine
         .0
         .watch_files()
         .context("cannot watch the policy files")?;
     let publisher = engine.0.publisher();
 
-    let sensor_options = options::sensor_options(config, layout, kinds(&engine.0))
-        .map_err(|error| coded(exit::CONFIG, error))?;
-    let scope = sensor_options.scope.clone();
-    let sensors = Sensors::load(object, sensor_options)
-        .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
+    let sensors = sensors.and_then(|mut sensors| {
+        sensors.attach(&scope, kinds(&engine.0))?;
+        Ok(sensors)
+    });
+    let sensors =
+        sensors.map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
     let handle = sensors.handle();
     let _ = shared.in_flight.set(sensors.in_flight());
     let _ = shared.sensors.set(handle.clone());
@@ -114,6 +130,16 @@ pub(super) fn guard(
     handle.stop();
     let _ = thread.join();
     served
+}
+
+/// What the policies will subscribe to, as far as their files say so by now: what is wrong with one is told when it
+/// is loaded.
+fn expected(config: &Config) -> u64 {
+    let manifests = config
+        .policies
+        .iter()
+        .filter_map(|policy| crate::policy::inspect(&policy.path).ok());
+    manifests.fold(LIFE, |bits, manifest| bits | manifest.mask())
 }
 
 /// Has the sensors told which of the watched cgroups and containers are there, and the log of changes.

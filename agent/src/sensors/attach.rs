@@ -161,10 +161,30 @@ impl Hooks {
         }
     }
 
+    /// Has the kernel verify what `kinds` needs, so that attaching takes little.
+    pub(super) fn load(&mut self, ebpf: &mut Ebpf, kinds: u64) {
+        self.climb(ebpf, kinds, |attacher, rung| {
+            attacher.load(rung)?;
+            Ok(None)
+        });
+    }
+
     /// Attaches what `kinds` needs. Failures are kept, for the report and so that a place that the
     /// kernel lacks is not tried again.
     pub(super) fn attach(&mut self, ebpf: &mut Ebpf, kinds: u64) {
         self.kinds = kinds;
+        self.climb(ebpf, kinds, |attacher, rung| {
+            attacher.attach(rung).map(Some)
+        });
+    }
+
+    /// Tries the rungs of every hook that `kinds` needs and that is not attached, until one succeeds.
+    fn climb(
+        &mut self,
+        ebpf: &mut Ebpf,
+        kinds: u64,
+        each: impl Fn(&mut Attacher<'_>, Rung) -> Result<Option<Attached>, SensorError>,
+    ) {
         let due = |slot: &Slot| slot.hook.kinds & kinds != 0 && slot.attached.is_none();
         // Read by the first rung that needs it.
         let types = Types::new(&self.places);
@@ -191,11 +211,11 @@ impl Hooks {
                         member: missing.member.clone(),
                     }),
                     None if leaves_out(&self.avoid, slot.hook, *rung) => Err(SensorError::Avoided),
-                    None => attacher.attach(*rung),
+                    None => each(&mut attacher, *rung),
                 };
                 match result {
                     Ok(attached) => {
-                        slot.attached = Some((*rung, attached));
+                        slot.attached = attached.map(|attached| (*rung, attached));
                         break;
                     }
                     Err(error) => slot.failed.push((*rung, error)),

@@ -19,11 +19,11 @@ use aya::{
 use bytemuck::Pod;
 use palisade_abi::{
     CounterFamily, Counters, CountersKey, CudaCounters, FaultCounters, GpuCommandCounters,
-    GpuCommandKey, GpuCounters, GpuCountersKey, HISTOGRAM_BUCKETS, Histogram, HistogramCounters,
-    HistogramKey, Kind, NetCounters, QUOTA_TABLES, ReadCounters, ReadKey, ReclaimCounters,
-    SampleCompleted, SampleCpu, SampleCuda, SampleFaults, SampleGpu, SampleGpuCommand,
-    SampleInference, SampleMaps, SampleNet, SampleReads, SampleReclaim, SampleSched,
-    SampleSyscalls, SyscallCounters,
+    GpuCommandKey, GpuCounters, GpuCountersKey, GpuLatencyCounters, HISTOGRAM_BUCKETS, Histogram,
+    HistogramCounters, HistogramKey, Kind, NetCounters, QUOTA_TABLES, ReadCounters, ReadKey,
+    ReclaimCounters, SampleCompleted, SampleCpu, SampleCuda, SampleFaults, SampleGpu,
+    SampleGpuCommand, SampleInference, SampleMaps, SampleNet, SampleReads, SampleReclaim,
+    SampleSched, SampleSyscalls, SyscallCounters,
 };
 
 macro_rules! key {
@@ -177,7 +177,7 @@ fn histogram(key: &HistogramKey, counts: &HistogramCounters, told: &mut Told<'_>
 /// The histograms of driver calls, which all CPUs share.
 #[derive(Debug)]
 struct GpuLatencies {
-    counters: SharedCounters<GpuCountersKey, HistogramCounters>,
+    counters: SharedCounters<GpuCountersKey, GpuLatencyCounters>,
     /// Entries that the kernel had made when the map was last read to its end.
     added: Option<u64>,
 }
@@ -200,12 +200,18 @@ impl Collect for GpuLatencies {
         // Read before the map, as in [`Collector`].
         let added = told
             .added
-            .map(|added| added.counts[HistogramCounters::FAMILY]);
+            .map(|added| added.counts[GpuLatencyCounters::FAMILY]);
         if added.is_some() && added == self.added && self.counters.len() == 0 {
             return;
         }
         let whole = self.counters.read(window, |key, counts| {
-            parts(key, Kind::SampleGpuLatency, key.class, counts, told);
+            parts(
+                key,
+                Kind::SampleGpuLatency,
+                key.class,
+                &counts.histogram,
+                told,
+            );
         });
         self.added = added.filter(|_| whole);
     }

@@ -106,13 +106,18 @@ macro_rules! program {
 }
 
 impl Attacher<'_> {
+    /// Has the kernel verify all programs of a rung.
+    pub(super) fn load(&mut self, rung: Rung) -> Result<(), SensorError> {
+        self.each(rung, None)
+    }
+
     /// Attaches all programs of a rung.
     pub(super) fn attach(&mut self, rung: Rung) -> Result<Attached, SensorError> {
         let mut attached = Attached {
             place: rung.place(),
             links: Vec::new(),
         };
-        match self.attach_each(rung, &mut attached) {
+        match self.each(rung, Some(&mut attached)) {
             Ok(()) => Ok(attached),
             Err(error) => {
                 attached.detach(self.ebpf);
@@ -121,26 +126,29 @@ impl Attacher<'_> {
         }
     }
 
-    fn attach_each(&mut self, rung: Rung, to: &mut Attached) -> Result<(), SensorError> {
-        let mut add = |name, link: Result<Link, ProgramError>| {
-            to.links
-                .push((name, link.map_err(|error| explain(name, error))?));
+    /// Loads each program and, where there is something to keep the links in, attaches it.
+    fn each(&mut self, rung: Rung, mut to: Option<&mut Attached>) -> Result<(), SensorError> {
+        let mut add = |name, attach: &mut dyn FnMut() -> Result<Link, ProgramError>| {
+            if let Some(to) = &mut to {
+                let link = attach().map_err(|error| explain(name, error))?;
+                to.links.push((name, link));
+            }
             Ok(())
         };
         match rung {
             Rung::Btf { program, point } => {
                 let loaded = program!(self, program, BtfTracePoint, |it| it
                     .load(point, self.types.get()?));
-                add(program, loaded.attach().map(Link::Btf))
+                add(program, &mut || loaded.attach().map(Link::Btf))
             }
             Rung::Raw { program, point } => {
                 let loaded = program!(self, program, RawTracePoint, |it| it.load());
-                add(program, loaded.attach(point).map(Link::Raw))
+                add(program, &mut || loaded.attach(point).map(Link::Raw))
             }
             Rung::Fexit { program, function } => {
                 let loaded = program!(self, program, FExit, |it| it
                     .load(function, self.types.get()?));
-                add(program, loaded.attach().map(Link::Fexit))
+                add(program, &mut || loaded.attach().map(Link::Fexit))
             }
             Rung::FentryFexit {
                 entry,
@@ -149,10 +157,10 @@ impl Attacher<'_> {
             } => {
                 let loaded = program!(self, program, FExit, |it| it
                     .load(function, self.types.get()?));
-                add(program, loaded.attach().map(Link::Fexit))?;
+                add(program, &mut || loaded.attach().map(Link::Fexit))?;
                 let loaded = program!(self, entry, FEntry, |it| it
                     .load(function, self.types.get()?));
-                add(entry, loaded.attach().map(Link::Fentry))
+                add(entry, &mut || loaded.attach().map(Link::Fentry))
             }
             Rung::Kretprobe {
                 entry,
@@ -160,7 +168,7 @@ impl Attacher<'_> {
                 function,
             } => [program, entry].into_iter().try_for_each(|name| {
                 let loaded = program!(self, name, KProbe, |it| it.load());
-                add(name, loaded.attach(function, 0).map(Link::Kprobe))
+                add(name, &mut || loaded.attach(function, 0).map(Link::Kprobe))
             }),
             Rung::Syscall {
                 program,
@@ -169,7 +177,9 @@ impl Attacher<'_> {
             } => {
                 tracefs::check(&tracefs::ensure()?, "syscalls", point, words)?;
                 let loaded = program!(self, program, TracePoint, |it| it.load());
-                add(program, loaded.attach("syscalls", point).map(Link::Point))
+                add(program, &mut || {
+                    loaded.attach("syscalls", point).map(Link::Point)
+                })
             }
             Rung::SyscallPair {
                 entry,
@@ -184,13 +194,15 @@ impl Attacher<'_> {
                 ends.into_iter().try_for_each(|(name, point, words)| {
                     tracefs::check(&tracefs::ensure()?, "syscalls", &point, words)?;
                     let loaded = program!(self, name, TracePoint, |it| it.load());
-                    add(name, loaded.attach("syscalls", &point).map(Link::Point))
+                    add(name, &mut || {
+                        loaded.attach("syscalls", &point).map(Link::Point)
+                    })
                 })
             }
             Rung::Lsm { program, hook } => {
                 active_lsm()?;
                 let loaded = program!(self, program, Lsm, |it| it.load(hook, self.types.get()?));
-                add(program, loaded.attach().map(Link::Lsm))
+                add(program, &mut || loaded.attach().map(Link::Lsm))
             }
             Rung::Returns { programs, points } => {
                 let tracefs = tracefs::ensure()?;
@@ -202,21 +214,26 @@ impl Attacher<'_> {
                         checked => checked?,
                     }
                     let loaded = program!(self, name, TracePoint, |it| it.load());
-                    add(name, loaded.attach("syscalls", point).map(Link::Point))?;
+                    add(name, &mut || {
+                        loaded.attach("syscalls", point).map(Link::Point)
+                    })?;
                 }
                 Ok(())
             }
             Rung::Uprobe { programs, symbols } => {
                 let library = cuda::Library::find(self.cuda_library, symbols)?;
-                to.place = library.place();
                 for name in programs.iter().copied() {
                     let loaded = program!(self, name, UProbe, |it| it.load());
                     for offset in library.offsets() {
-                        let at = UProbeAttachLocation::AbsoluteOffset(offset);
-                        let link = loaded.attach(at, library.path(), UProbeScope::AllProcesses);
-                        to.links
-                            .push((name, link.map(Link::Uprobe).map_err(|e| explain(name, e))?));
+                        add(name, &mut || {
+                            let at = UProbeAttachLocation::AbsoluteOffset(offset);
+                            let link = loaded.attach(at, library.path(), UProbeScope::AllProcesses);
+                            link.map(Link::Uprobe)
+                        })?;
                     }
+                }
+                if let Some(to) = to {
+                    to.place = library.place();
                 }
                 Ok(())
             }

@@ -1,17 +1,18 @@
 //! Loading the object: offsets, map sizes, what the maps hold at first.
 
 use super::{
-    MAX_ROOTS, MAX_SUFFIX, Scope, SensorError, SensorOptions, WatchedProcesses,
+    MAX_SUFFIX, Scope, SensorError, SensorOptions,
     attach::{AttachReport, Hooks, chain},
     btf,
     capabilities::may_load,
+    check::{check, check_roots},
     constants, devices, families,
     globals::Globals,
     hooks::{self, needed},
     in_flight::InFlightView,
     kernel_version,
     offsets::Group,
-    pids::Pids,
+    pids::{self, Pids},
     places::Places,
     pod::Plain,
     pressure::Pressure,
@@ -24,7 +25,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf},
 };
-use palisade_abi::{Added, Config, CpuLosses, MAX_DEVICE_CLASSES, MODEL_SUFFIX_BYTES};
+use palisade_abi::{Added, Config, CpuLosses, MODEL_SUFFIX_BYTES};
 use std::{io, sync::Arc, time::Duration};
 
 pub(super) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -73,6 +74,15 @@ impl Sensors {
     /// Loads the object and attaches what `options.kinds` needs. A hook that cannot be attached is
     /// no error here: see [`Sensors::report`] and [`Sensors::require_all`].
     pub fn load(object: &[u8], options: SensorOptions) -> Result<Sensors, SensorError> {
+        let (scope, kinds) = (options.scope.clone(), options.kinds);
+        let mut sensors = Self::prepare(object, options)?;
+        sensors.attach(&scope, kinds)?;
+        Ok(sensors)
+    }
+
+    /// The first and longer part of [`Sensors::load`]: has the kernel verify what `options.kinds` needs, and attaches
+    /// nothing.
+    pub fn prepare(object: &[u8], options: SensorOptions) -> Result<Sensors, SensorError> {
         check(&options)?;
         if !may_load() {
             return Err(SensorError::NotRoot);
@@ -156,9 +166,15 @@ impl Sensors {
             window: options.window,
             shared: Arc::new(Shared::new(ring_bytes)?),
         };
-        sensors.apply_scope(&options.scope)?;
-        sensors.apply_kinds(options.kinds)?;
+        let kinds = needed(options.kinds) | pids::kinds(options.scope.processes());
+        sensors.hooks.load(&mut sensors.ebpf, kinds);
         Ok(sensors)
+    }
+
+    /// The second part: attaches what these kinds need in this scope, whether it was prepared or not.
+    pub fn attach(&mut self, scope: &Scope, kinds: u64) -> Result<(), SensorError> {
+        self.apply_scope(scope)?;
+        self.apply_kinds(kinds)
     }
 
     /// What is attached, and why something is not.
@@ -201,12 +217,7 @@ impl Sensors {
 
     /// Changes whose events are recorded.
     pub(super) fn apply_scope(&mut self, scope: &Scope) -> Result<(), SensorError> {
-        let nobody = WatchedProcesses::default();
-        let (cgroups, processes): (&[_], _) = match scope {
-            Scope::All => (&[], &nobody),
-            Scope::Cgroups(ids) => (ids, &nobody),
-            Scope::CgroupsAnd(ids, processes) => (ids, processes),
-        };
+        let (cgroups, processes) = (scope.cgroups(), scope.processes());
         let new: Vec<u64> = cgroups.iter().map(|id| id.0).collect();
         check_roots(new.len())?;
         // The new generation comes last: answers found under the old one are void with it, so it
@@ -256,43 +267,6 @@ fn read_fds(cpus: usize) -> u32 {
         .unwrap_or(u32::MAX)
         .saturating_mul(512)
         .clamp(4096, 16_384)
-}
-
-fn check(options: &SensorOptions) -> Result<(), SensorError> {
-    if let Some(device) = options
-        .devices
-        .iter()
-        .find(|device| device.class >= MAX_DEVICE_CLASSES)
-    {
-        return Err(SensorError::Options(format!(
-            "device class {}: at most {MAX_DEVICE_CLASSES} classes are possible",
-            device.class
-        )));
-    }
-    if options.window < Duration::from_millis(1) {
-        return Err(SensorError::Options("a window of less than 1 ms".into()));
-    }
-    if options.max_processes == 0 {
-        return Err(SensorError::Options("room for 0 processes".into()));
-    }
-    for suffix in &options.model_suffixes {
-        let length = suffix.trim_start_matches('.').len();
-        if length == 0 || length > MAX_SUFFIX {
-            return Err(SensorError::Options(format!(
-                "model suffix {suffix:?}: 1 to {MAX_SUFFIX} bytes behind the dot are possible"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn check_roots(count: usize) -> Result<(), SensorError> {
-    if count > MAX_ROOTS {
-        return Err(SensorError::Options(format!(
-            "{count} cgroups to watch, at most {MAX_ROOTS} are possible"
-        )));
-    }
-    Ok(())
 }
 
 /// Devices, suffixes, and the entry that takes losses without an owner.
@@ -405,8 +379,6 @@ fn refused_or_broken(error: EbpfError) -> SensorError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sensors::WatchedDevice;
-    use palisade_abi::COMMAND_BITS;
 
     #[test]
     fn suffixes_are_aligned_to_the_end_and_lose_their_dot() {
@@ -414,62 +386,5 @@ mod tests {
         assert_eq!(&key[12..], b"gguf");
         assert_eq!(&key[..12], &[0; 12]);
         assert_eq!(suffix_key("gguf"), key);
-    }
-
-    #[test]
-    fn options_that_make_no_sense_are_named() {
-        let good = SensorOptions {
-            scope: Scope::All,
-            devices: Vec::new(),
-            kinds: 0,
-            window: Duration::from_millis(100),
-            ring_bytes: 0,
-            max_processes: 1,
-            model_suffixes: vec![".safetensors".into()],
-            model_min_bytes: 1,
-            cgroup_v2: false,
-            nodes: None,
-            pressure: Vec::new(),
-            avoid: Vec::new(),
-            cuda_library: None,
-        };
-        assert!(check(&good).is_ok());
-        let device = WatchedDevice {
-            class: 0,
-            major: 1,
-            minor: None,
-            slow: Duration::ZERO,
-            command_bits: COMMAND_BITS,
-        };
-        for bad in [
-            SensorOptions {
-                window: Duration::ZERO,
-                ..good.clone()
-            },
-            SensorOptions {
-                max_processes: 0,
-                ..good.clone()
-            },
-            SensorOptions {
-                model_suffixes: vec![".".into()],
-                ..good.clone()
-            },
-            SensorOptions {
-                model_suffixes: vec!["sixteen-bytes-or".into()],
-                ..good.clone()
-            },
-            SensorOptions {
-                devices: vec![WatchedDevice {
-                    class: MAX_DEVICE_CLASSES,
-                    ..device
-                }],
-                ..good
-            },
-        ] {
-            assert!(
-                matches!(check(&bad), Err(SensorError::Options(_))),
-                "{bad:?}"
-            );
-        }
     }
 }

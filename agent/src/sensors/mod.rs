@@ -12,6 +12,7 @@ mod attach;
 mod baseline;
 mod btf;
 mod capabilities;
+mod check;
 mod constants;
 mod cpu_offsets;
 mod cuda;
@@ -81,6 +82,28 @@ pub enum Scope {
     Cgroups(Vec<WorkloadId>),
     /// The same, and these processes wherever they are.
     CgroupsAnd(Vec<WorkloadId>, WatchedProcesses),
+}
+
+impl Scope {
+    /// The watched cgroups, unless everybody is watched.
+    fn cgroups(&self) -> &[WorkloadId] {
+        match self {
+            Scope::All => &[],
+            Scope::Cgroups(ids) | Scope::CgroupsAnd(ids, _) => ids,
+        }
+    }
+
+    /// Who is watched besides.
+    fn processes(&self) -> &WatchedProcesses {
+        const NOBODY: &WatchedProcesses = &WatchedProcesses {
+            executables: Vec::new(),
+            gpu_users: false,
+        };
+        match self {
+            Scope::All | Scope::Cgroups(_) => NOBODY,
+            Scope::CgroupsAnd(_, processes) => processes,
+        }
+    }
 }
 
 /// Processes that are watched whatever their cgroup, with the children that they make from then

@@ -62,6 +62,19 @@ pub(super) fn resolve_exec(btf: &super::btf::Btf) -> (ExecOffsets, Vec<Missing>)
     (offsets, read.missing)
 }
 
+/// Bits of the kinds whose hooks are needed for following the processes.
+pub(super) fn kinds(processes: &WatchedProcesses) -> u64 {
+    if processes.is_empty() {
+        return 0;
+    }
+    let life = Kind::Exec.bit() | Kind::Fork.bit() | Kind::Exit.bit();
+    if processes.gpu_users {
+        life | Kind::SampleGpu.bit()
+    } else {
+        life
+    }
+}
+
 impl Pids {
     pub(super) fn new(ebpf: &mut Ebpf, devices: &[WatchedDevice]) -> Result<Self, SensorError> {
         Ok(Self {
@@ -88,17 +101,9 @@ impl Pids {
         }
     }
 
-    /// Bits of the kinds whose hooks are needed for following the processes.
+    /// [`kinds`] of those that are watched now.
     pub(super) fn kinds(&self) -> u64 {
-        if self.processes.is_empty() {
-            return 0;
-        }
-        let life = Kind::Exec.bit() | Kind::Fork.bit() | Kind::Exit.bit();
-        if self.processes.gpu_users {
-            life | Kind::SampleGpu.bit()
-        } else {
-            life
-        }
+        kinds(&self.processes)
     }
 
     /// Changes who is watched; whether that is a change. Then the hooks are to be attached, and

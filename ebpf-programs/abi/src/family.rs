@@ -2,8 +2,8 @@
 //! maps that are empty.
 
 use crate::{
-    Counters, CudaCounters, FaultCounters, GpuCommandCounters, GpuCounters, HistogramCounters,
-    NetCounters, ReadCounters, ReclaimCounters, SyscallCounters,
+    Counters, CudaCounters, FaultCounters, GpuCommandCounters, GpuCounters, GpuLatencyCounters,
+    HistogramCounters, NetCounters, ReadCounters, ReclaimCounters, SyscallCounters,
 };
 use bytemuck::{Pod, Zeroable};
 
@@ -12,16 +12,20 @@ pub const MAX_FAMILIES: usize = 16;
 
 /// The value of a map of counters. Maps with the same value are one family: what is made in one of
 /// them has the agent read the others, too.
-pub trait CounterFamily: Default {
+pub trait CounterFamily: Pod {
     /// Its number, below [`MAX_FAMILIES`].
     const FAMILY: usize;
 }
+
+/// Bytes of the largest value of a family.
+pub const MAX_FAMILY_BYTES: usize = 256;
 
 macro_rules! families {
     ($($number:literal: $counters:ty),* $(,)?) => {
         $(impl CounterFamily for $counters {
             const FAMILY: usize = $number;
-        })*
+        }
+        const _: () = assert!(size_of::<$counters>() <= MAX_FAMILY_BYTES);)*
         const _: () = assert!([$($number),*].len() <= MAX_FAMILIES);
     };
 }
@@ -36,6 +40,7 @@ families! {
     7: GpuCommandCounters,
     8: ReadCounters,
     9: CudaCounters,
+    10: GpuLatencyCounters,
 }
 
 /// Entries that the kernel programs made, by family: free-running.

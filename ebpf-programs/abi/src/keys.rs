@@ -124,12 +124,20 @@ pub struct HistogramKey {
     pub kind: u32,
 }
 
-/// Free-running histogram, per CPU but for driver calls'; see [`crate::Histogram`].
+/// Free-running histogram, per CPU; see [`crate::Histogram`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct HistogramCounters {
     /// One counter a bucket.
     pub counts: [u64; crate::HISTOGRAM_BUCKETS],
+}
+
+/// Free-running histogram of driver calls, shared between CPUs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct GpuLatencyCounters {
+    /// By latency.
+    pub histogram: HistogramCounters,
 }
 
 /// Free-running per-CPU counters; see [`crate::SampleFaults`].

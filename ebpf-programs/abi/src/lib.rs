@@ -19,6 +19,7 @@ pub mod kind;
 mod net;
 mod quota;
 mod reads;
+mod suffix;
 
 pub use body::{
     Absent, Body, Exec, Exit, Fork, GpuCall, GpuError, HISTOGRAM_BUCKETS, Histogram, Lost,
@@ -28,7 +29,7 @@ pub use body::{
 };
 pub use cpu::{CpuOffsets, MAX_CPUS, MAX_SYSCALLS, OomCause, Turn};
 pub use cuda::{CudaCall, PciOffsets};
-pub use family::{Added, CounterFamily, MAX_FAMILIES};
+pub use family::{Added, CounterFamily, MAX_FAMILIES, MAX_FAMILY_BYTES};
 pub use files::{FilePath, NO_FD, PATH_DELETED, PATH_SLOTS, PATH_WHOLE, PathOffsets};
 pub use gpu::{
     COMMAND_BITS, ENCODED_COMMAND_BITS, InFlight, LATENCY_BUCKETS, LatencyHistogram, MAX_RESIDENT,
@@ -37,11 +38,11 @@ pub use gpu::{
 pub use keys::{
     ANY_MINOR, Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule,
     ExecOffsets, ExecutablePath, FaultCounters, FileKey, GpuCommandCounters, GpuCommandKey,
-    GpuCounters, GpuCountersKey, HistogramCounters, HistogramKey, LOSS_COUNTER_MAP,
-    LOSS_HOOK_SKIPPED, LOSS_POLICY_QUEUE, LOSS_RING_BUFFER, LOSS_SOURCES, LOSS_STATE_MAP,
-    MAX_CGROUP_DEPTH, MAX_DEVICE_CLASSES, MAX_MAJORS, MODEL_SUFFIX_BYTES, NetCounters, Offsets,
-    PATH_BYTES, QUIET_NS, ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, SyscallOffsets,
-    Verdict, WATCH_GPU_USERS, WATCH_PIDS, WatchedPid,
+    GpuCounters, GpuCountersKey, GpuLatencyCounters, HistogramCounters, HistogramKey,
+    LOSS_COUNTER_MAP, LOSS_HOOK_SKIPPED, LOSS_POLICY_QUEUE, LOSS_RING_BUFFER, LOSS_SOURCES,
+    LOSS_STATE_MAP, MAX_CGROUP_DEPTH, MAX_DEVICE_CLASSES, MAX_MAJORS, MODEL_SUFFIX_BYTES,
+    NetCounters, Offsets, PATH_BYTES, QUIET_NS, ReadCounters, ReadKey, ReclaimCounters,
+    SyscallCounters, SyscallOffsets, Verdict, WATCH_GPU_USERS, WATCH_PIDS, WatchedPid,
 };
 pub use kind::Kind;
 pub use net::{
@@ -51,6 +52,7 @@ pub use quota::{
     QUOTA_COMMANDS, QUOTA_HISTOGRAMS, QUOTA_LATENCIES, QUOTA_READS, QUOTA_TABLES, QuotaKey,
 };
 pub use reads::{ReadFd, ReadFdKey, ReadOffsets};
+pub use suffix::{NO_SUFFIX, Suffix, behind_the_dot};
 
 /// Version of this record layout. A policy states the version it was built for; the agent
 /// accepts every version up to its own.
