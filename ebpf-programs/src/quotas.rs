@@ -12,11 +12,11 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuHashMap},
 };
-use palisade_abi::{CounterFamily, LOSS_COUNTER_MAP, QUOTA_TABLES, QuotaKey};
+use palisade_abi::{CounterFamily, LOSS_COUNTER_MAP, QUOTA_TABLES, QuotaKey, QuotaTaken};
 
 /// Entries that processes made, by process and table. The agent forgets those of ended processes.
 #[map]
-static QUOTAS: HashMap<QuotaKey, u64> = HashMap::with_max_entries(16_384, ON_DEMAND);
+static QUOTAS: HashMap<QuotaKey, QuotaTaken> = HashMap::with_max_entries(16_384, ON_DEMAND);
 
 /// Entries that a process may make in each table. Written by the agent.
 #[map]
@@ -36,9 +36,16 @@ impl Room {
             table,
         };
         let made = QUOTAS.get_ptr_mut(key).or_else(|| {
-            let _ = QUOTAS.insert(key, 0, BPF_NOEXIST);
+            if QUOTAS
+                .insert(key, nothing::<QuotaTaken>()?, BPF_NOEXIST)
+                .is_ok()
+            {
+                added::<QuotaTaken>();
+            }
             QUOTAS.get_ptr_mut(key)
         })?;
+        // SAFETY: the only member of a map value.
+        let made = unsafe { &raw mut (*made).entries };
         // SAFETY: an aligned word of a map value. Threads that race for the last entry may get
         // one each, so there are never more of these than threads.
         if unsafe { core::ptr::read_volatile(made) } < limit {

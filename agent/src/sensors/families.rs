@@ -176,18 +176,11 @@ fn histogram(key: &HistogramKey, counts: &HistogramCounters, told: &mut Told<'_>
 
 /// The histograms of driver calls, which all CPUs share.
 #[derive(Debug)]
-struct GpuLatencies {
-    counters: SharedCounters<GpuCountersKey, GpuLatencyCounters>,
-    /// Entries that the kernel had made when the map was last read to its end.
-    added: Option<u64>,
-}
+struct GpuLatencies(SharedCounters<GpuCountersKey, GpuLatencyCounters>);
 
 impl GpuLatencies {
     fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
-        Ok(Self {
-            counters: SharedCounters::new(ebpf, "GPU_LATENCIES")?,
-            added: None,
-        })
+        Ok(Self(SharedCounters::new(ebpf, "GPU_LATENCIES")?))
     }
 }
 
@@ -197,14 +190,8 @@ impl Collect for GpuLatencies {
     }
 
     fn collect(&mut self, window: u64, told: &mut Told<'_>) {
-        // Read before the map, as in [`Collector`].
-        let added = told
-            .added
-            .map(|added| added.counts[GpuLatencyCounters::FAMILY]);
-        if added.is_some() && added == self.added && self.counters.len() == 0 {
-            return;
-        }
-        let whole = self.counters.read(window, |key, counts| {
+        let added = told.added;
+        self.0.read(window, added.as_ref(), |key, counts| {
             parts(
                 key,
                 Kind::SampleGpuLatency,
@@ -213,15 +200,14 @@ impl Collect for GpuLatencies {
                 told,
             );
         });
-        self.added = added.filter(|_| whole);
     }
 
     fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool) {
-        self.counters.forget(window, due);
+        self.0.forget(window, due);
     }
 
     fn len(&self) -> usize {
-        self.counters.len()
+        self.0.len()
     }
 }
 

@@ -45,6 +45,7 @@ mod shared_counters;
 mod sweep;
 mod tracefs;
 mod under_way;
+mod walks;
 mod window;
 
 pub use attach::{AttachReport, HookReport, ProgramRuns};

@@ -11,6 +11,7 @@ use super::{
 use aya::Ebpf;
 use palisade_abi::{
     Kind, QUOTA_COMMANDS, QUOTA_HISTOGRAMS, QUOTA_LATENCIES, QUOTA_READS, QUOTA_TABLES, QuotaKey,
+    QuotaTaken,
 };
 
 /// A process gets this part of a table at most.
@@ -51,7 +52,7 @@ impl Key for QuotaKey {
 
 /// What processes have taken, as one more family: it makes no records.
 #[derive(Debug)]
-pub(super) struct Quotas(SharedCounters<QuotaKey, u64>);
+pub(super) struct Quotas(SharedCounters<QuotaKey, QuotaTaken>);
 
 impl Quotas {
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
@@ -68,9 +69,8 @@ impl Collect for Quotas {
             | Kind::SampleGpuLatency.bit()
     }
 
-    fn collect(&mut self, window: u64, _told: &mut Told<'_>) {
-        // What is kept is all that is wanted.
-        let _ = self.0.read(window, |_, _| {});
+    fn collect(&mut self, window: u64, told: &mut Told<'_>) {
+        self.0.learn(window, told.added.as_ref());
     }
 
     fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool) {

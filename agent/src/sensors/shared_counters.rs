@@ -8,13 +8,14 @@ use super::{
     load::take,
     map_batch::{Batch, Unsupported},
     pod::Plain,
+    walks::Walks,
     window::{Key, Process, Table, is_alive},
 };
 use aya::{
     Ebpf,
     maps::{HashMap, IterableMap as _, MapData},
 };
-use bytemuck::Pod;
+use palisade_abi::{Added, CounterFamily};
 use std::fmt::Debug;
 
 /// The map and its table.
@@ -23,21 +24,40 @@ pub(super) struct SharedCounters<K, V> {
     map: HashMap<MapData, Plain<K>, Plain<V>>,
     table: Table<K, V>,
     batch: Batch<K, V>,
+    walks: Walks,
 }
 
-impl<K: Key + Debug, V: Pod + PartialEq + Debug> SharedCounters<K, V> {
+impl<K: Key + Debug, V: CounterFamily + PartialEq + Debug> SharedCounters<K, V> {
     pub(super) fn new(ebpf: &mut Ebpf, map: &'static str) -> Result<Self, SensorError> {
+        let map: HashMap<MapData, Plain<K>, Plain<V>> = take(ebpf, map)?;
         Ok(Self {
-            map: take(ebpf, map)?,
+            walks: Walks::of(map.map()),
+            map,
             table: Table::new(),
             batch: Batch::new(1),
         })
     }
 
-    /// Hands over the difference of each entry that has changed since the last window. Whether it came to the map's
-    /// end; see [`Batch::read`].
-    pub(super) fn read(&mut self, window: u64, mut changed: impl FnMut(&K, &V)) -> bool {
+    /// Hands over the difference of each entry that has changed since the last window.
+    pub(super) fn read(
+        &mut self,
+        window: u64,
+        added: Option<&Added>,
+        mut changed: impl FnMut(&K, &V),
+    ) {
+        let made = Walks::made::<V>(added);
         let table = &mut self.table;
+        if self.walks.none_is_new(made) && self.walks.are_few(table.len()) {
+            for key in table.keys() {
+                // One that is gone has nothing to tell.
+                if let Ok(value) = self.map.get(&Plain(key), 0)
+                    && let Some(difference) = table.observe(key, value.0, window)
+                {
+                    changed(&key, &difference);
+                }
+            }
+            return;
+        }
         let mut observe = |key: &K, value: V| {
             if let Some(difference) = table.observe(*key, value, window) {
                 changed(key, &difference);
@@ -49,7 +69,14 @@ impl<K: Key + Debug, V: Pod + PartialEq + Debug> SharedCounters<K, V> {
             let entries = self.map.iter().filter_map(Result::ok);
             entries.for_each(|(key, value)| observe(&key.0, value.0));
         }
-        matches!(batched, Ok(true))
+        self.walks.walked(made, matches!(batched, Ok(true)));
+    }
+
+    /// Learns which entries there are, where their values are nobody's concern.
+    pub(super) fn learn(&mut self, window: u64, added: Option<&Added>) {
+        if !self.walks.none_is_new(Walks::made::<V>(added)) {
+            self.read(window, added, |_, _| {});
+        }
     }
 
     /// As [`super::window::Collect::forget`].

@@ -3,12 +3,11 @@
 //! Invariants:
 //! - Counters are never reset, only subtracted; a difference is told in exactly one window.
 //! - An ended process's entry goes after a grace period, so that its last counts are told first.
-//! - A map in which nothing was made is not walked if it is empty or nearly so: walking the buckets of all
-//!   maps is most of what an idle window costs. Only the kernel programs make entries and count them, only
-//!   the agent removes them: so the known keys are all.
+//! - A map in which nothing was made is not walked if it is empty or nearly so; see [`super::walks`].
 
 use super::map_batch::{self, Batch, Unsupported};
 use super::pod::Plain;
+use super::walks::Walks;
 use aya::maps::{IterableMap as _, MapData, PerCpuHashMap};
 use bytemuck::Pod;
 use palisade_abi::{Added, Body, CounterFamily, Header, Kind, Record};
@@ -21,10 +20,6 @@ const GRACE_WINDOWS: u64 = 2;
 const IDLE_WINDOWS: u64 = 64;
 /// While they stay without one, each look comes after twice the time of the one before, up to this.
 const IDLE_WINDOWS_MAX: u64 = 64 << 8;
-
-/// Buckets that the kernel walks in about the time of one look-up: a microsecond against one to several
-/// nanoseconds, by how much of the map is in the CPU's caches.
-const BUCKETS_A_LOOK_UP: usize = 1024;
 
 /// A process, as both kinds of key name it: pid and start in nanoseconds.
 pub(super) type Process = (u32, u64);
@@ -109,10 +104,7 @@ pub(super) struct Collector<K: Key, V: Pod> {
     tell: fn(&K, &V, &mut Told<'_>),
     /// `None` where the kernel cannot.
     batch: Option<Batch<K, V>>,
-    /// Entries that the kernel had made when the map was last read to its end.
-    added: Option<u64>,
-    /// About as many as it has room for entries.
-    buckets: usize,
+    walks: Walks,
 }
 
 impl<K: Key + Debug, V: Pod + PartialEq + Debug + CounterFamily> Collector<K, V> {
@@ -122,22 +114,19 @@ impl<K: Key + Debug, V: Pod + PartialEq + Debug + CounterFamily> Collector<K, V>
         cpus: usize,
         tell: fn(&K, &V, &mut Told<'_>),
     ) -> Self {
-        let buckets = map.map().info().map_or(0, |info| info.max_entries());
         Self {
-            buckets: buckets as usize,
+            walks: Walks::of(map.map()),
             map,
             kinds,
             table: Table::new(),
             tell,
             batch: Some(Batch::new(cpus)),
-            added: None,
         }
     }
 
     /// Asks for the entries that are known.
     fn look_up(&mut self, window: u64, told: &mut Told<'_>) {
-        let keys: Vec<K> = self.table.seen.keys().copied().collect();
-        for key in keys {
+        for key in self.table.keys() {
             // One that is gone has nothing to tell.
             let Ok(cpus) = self.map.get(&Plain(key), 0) else {
                 continue;
@@ -174,10 +163,8 @@ impl<K: Key + Debug, V: Pod + PartialEq + Send + Debug + CounterFamily> Collect
     }
 
     fn collect(&mut self, window: u64, told: &mut Told<'_>) {
-        let added = told.added.map(|added| added.counts[V::FAMILY]);
-        // Read before the map: what is made meanwhile counts for the next window.
-        let none_is_new = added.is_some() && added == self.added;
-        if none_is_new && self.table.seen.len() * BUCKETS_A_LOOK_UP <= self.buckets {
+        let made = Walks::made::<V>(told.added.as_ref());
+        if self.walks.none_is_new(made) && self.walks.are_few(self.table.len()) {
             self.look_up(window, told);
             return;
         }
@@ -191,7 +178,7 @@ impl<K: Key + Debug, V: Pod + PartialEq + Send + Debug + CounterFamily> Collect
             let fd = self.map.map().fd();
             match batch.read(fd, |key, cpus| observe(key, map_batch::sum(cpus))) {
                 Ok(whole) => {
-                    self.added = added.filter(|_| whole);
+                    self.walks.walked(made, whole);
                     return;
                 }
                 Err(Unsupported) => self.batch = None,
@@ -265,6 +252,11 @@ impl<K: Key, V: Pod + PartialEq> Table<K, V> {
     /// Entries that are kept.
     pub(super) fn len(&self) -> usize {
         self.seen.len()
+    }
+
+    /// Their keys.
+    pub(super) fn keys(&self) -> Vec<K> {
+        self.seen.keys().copied().collect()
     }
 
     /// Takes out the keys of which `gone` says that their process is gone.

@@ -3,7 +3,7 @@
 
 use crate::{
     Counters, CudaCounters, FaultCounters, GpuCommandCounters, GpuCounters, GpuLatencyCounters,
-    HistogramCounters, NetCounters, ReadCounters, ReclaimCounters, SyscallCounters,
+    HistogramCounters, NetCounters, QuotaTaken, ReadCounters, ReclaimCounters, SyscallCounters,
 };
 use bytemuck::{Pod, Zeroable};
 
@@ -41,6 +41,7 @@ families! {
     8: ReadCounters,
     9: CudaCounters,
     10: GpuLatencyCounters,
+    11: QuotaTaken,
 }
 
 /// Entries that the kernel programs made, by family: free-running.

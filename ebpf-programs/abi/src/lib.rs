@@ -50,6 +50,7 @@ pub use net::{
 };
 pub use quota::{
     QUOTA_COMMANDS, QUOTA_HISTOGRAMS, QUOTA_LATENCIES, QUOTA_READS, QUOTA_TABLES, QuotaKey,
+    QuotaTaken,
 };
 pub use reads::{ReadFd, ReadFdKey, ReadOffsets};
 pub use suffix::{NO_SUFFIX, Suffix, behind_the_dot};

@@ -13,6 +13,14 @@ pub const QUOTA_READS: u32 = 2;
 /// [`QUOTA_TABLES`]: latencies by command, which all processes share.
 pub const QUOTA_LATENCIES: u32 = 3;
 
+/// What a process has taken of a table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct QuotaTaken {
+    /// Entries that it made.
+    pub entries: u64,
+}
+
 /// Key of the entries that a process made in a table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
