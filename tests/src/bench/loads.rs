@@ -1,14 +1,15 @@
 //! Starting the `load` program: it says when it is ready, works whenever it is told to, says what it made, and
 //! stays until it is let go, so that its start and its end fall into nobody's measurement.
 
+use super::yardstick::InRuns;
 use crate::{TestCgroup, Ward, binaries};
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
 /// What a load made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Made {
     /// Things made: calls, round trips, requests, processes.
@@ -19,6 +20,8 @@ pub struct Made {
     pub p50_ns: u64,
     /// 99th percentile, nanoseconds; 0 where it is not measured.
     pub p99_ns: u64,
+    /// What each took in the server's own runs of the model.
+    pub yardsticks: InRuns,
 }
 
 impl Made {

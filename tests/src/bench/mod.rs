@@ -20,3 +20,4 @@ pub mod table;
 pub mod tracers;
 pub mod watched;
 pub mod workloads;
+pub mod yardstick;

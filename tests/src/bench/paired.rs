@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 pub const STEAL_OVER: f64 = 0.02;
 /// Nor if others than load and tracer used more than this part.
 pub const OTHERS_OVER: f64 = 0.05;
+/// Nor if less than this part of its requests was at the machine's full speed, where that is looked at.
+pub const AT_SPEED_LEAST: f64 = 0.1;
 
 /// What one slice showed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +30,13 @@ pub struct Slice {
     pub cpu_ns: f64,
     /// CPUs that the tracer's own processes used.
     pub tracer_cpus: f64,
+    /// What a request took in the server's own runs of the model, over the part of the CPUs that the tracer's processes
+    /// left; 0: not measured. It replaces throughput and CPU time.
+    #[serde(default)]
+    pub yardsticks: f64,
+    /// Part of its requests at the machine's full speed; see [`super::yardstick`].
+    #[serde(default)]
+    pub at_speed: f64,
     /// Part of all CPU time that the hypervisor took away.
     pub steal: f64,
     /// Part of all CPU time that others than load and tracer used.
@@ -97,6 +106,7 @@ pub enum Quantity {
 impl Quantity {
     fn cost(self, slice: &Slice) -> f64 {
         match self {
+            Quantity::Throughput | Quantity::CpuTime if slice.yardsticks > 0.0 => slice.yardsticks,
             Quantity::Throughput => 1.0 / slice.rate,
             Quantity::CpuTime => slice.cpu_ns,
             Quantity::P99 => slice.p99_ns,
@@ -135,6 +145,13 @@ impl Block {
         self.slices
             .iter()
             .all(|(_, slice)| slice.steal <= STEAL_OVER && slice.others <= OTHERS_OVER)
+    }
+
+    /// Whether enough requests of each slice were at the machine's full speed, where that is looked at.
+    pub fn at_speed(&self) -> bool {
+        self.slices
+            .iter()
+            .all(|(_, slice)| slice.yardsticks == 0.0 || slice.at_speed >= AT_SPEED_LEAST)
     }
 }
 
@@ -187,6 +204,8 @@ mod tests {
             p99_ns: 2.0 * cost,
             cpu_ns: cost,
             tracer_cpus: 0.0,
+            yardsticks: 0.0,
+            at_speed: 0.0,
             steal: 0.0,
             others: 0.0,
         }
@@ -258,6 +277,10 @@ mod tests {
         block.slices[1].1.others = 0.04;
         block.slices[0].1.steal = 0.03;
         assert!(!block.undisturbed());
+        for (at_speed, counts) in [(0.09, false), (0.1, true)] {
+            (block.slices[1].1.yardsticks, block.slices[1].1.at_speed) = (1.2, at_speed);
+            assert_eq!(block.at_speed(), counts, "{at_speed}");
+        }
     }
 
     #[test]

@@ -62,6 +62,18 @@ impl Mean {
     }
 }
 
+/// The value below which that part of the values lies; of nothing NaN.
+pub fn quantile(values: &[f64], part: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = (sorted.len() as f64 * part) as usize;
+    sorted
+        .get(at)
+        .or(sorted.last())
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
 /// The middle value; NaN of nothing.
 pub fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();

@@ -63,14 +63,16 @@ fn table(text: &mut String, workload: Workload, all: &[Block]) -> fmt::Result {
     )?;
     let counted: Vec<Block> = all
         .iter()
-        .filter(|block| block.undisturbed())
+        .filter(|block| block.at_speed() && block.undisturbed())
         .cloned()
         .collect();
     reference(text, all)?;
     for variant in Variant::ALL {
         line(text, &counted, variant)?;
     }
-    left_out(text, all, &counted)?;
+    let at_speed: Vec<Block> = all.iter().filter(|it| it.at_speed()).cloned().collect();
+    slow(text, all, &at_speed)?;
+    left_out(text, &at_speed, &counted)?;
     controls(text, &counted)?;
     for (one, peer) in [
         (Variant::Palisade, Variant::Bpftrace),
@@ -136,6 +138,23 @@ fn line(text: &mut String, counted: &[Block], variant: Variant) -> fmt::Result {
         plain(estimate(Quantity::P99).map(|found| (found.centre, found.upper))),
         100.0 * own.iter().sum::<f64>() / own.len() as f64
     )
+}
+
+/// How many blocks did not count because the machine was slow.
+fn slow(text: &mut String, all: &[Block], at_speed: &[Block]) -> fmt::Result {
+    for variant in Variant::ALL {
+        let of = |blocks: &[Block]| blocks.iter().filter(|it| it.variant == variant).count();
+        if of(at_speed) < of(all) {
+            writeln!(
+                text,
+                "  {}: {} of {} blocks do not count, the machine was not at its full speed",
+                variant.name(),
+                of(all) - of(at_speed),
+                of(all)
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// What did not count, and what would have been found with it.
@@ -294,6 +313,8 @@ mod tests {
                             p99_ns: 0.0,
                             cpu_ns: cost,
                             tracer_cpus: 0.01,
+                            yardsticks: 0.0,
+                            at_speed: 0.0,
                             steal: 0.0,
                             others: if block == 0 { 0.5 } else { 0.0 },
                         },

@@ -27,6 +27,8 @@ const TRIED_LOOPS: u64 = 500;
 pub enum Workload {
     /// ONNX Runtime serves a model over HTTP.
     Serving,
+    /// The same, measured by what the machine can do at that very moment.
+    Yardstick,
     /// hackbench.
     Hackbench,
     /// Bytes handed to and fro over pipes.
@@ -37,8 +39,9 @@ pub enum Workload {
 
 impl Workload {
     /// All of them.
-    pub const ALL: [Workload; 4] = [
+    pub const ALL: [Workload; 5] = [
         Workload::Serving,
+        Workload::Yardstick,
         Workload::Hackbench,
         Workload::Switches,
         Workload::Calls,
@@ -47,13 +50,14 @@ impl Workload {
     /// What is measured in the same blocks: a tracer is started for all of a group at once.
     pub const GROUPS: &[&[Workload]] = &[
         &[Workload::Serving],
+        &[Workload::Yardstick],
         &[Workload::Hackbench, Workload::Switches, Workload::Calls],
     ];
 
     /// Its part of the whole time, in comparison with the others': the harder its cost is to see, the larger.
     pub fn share(self) -> f64 {
         match self {
-            Workload::Serving => 4.5,
+            Workload::Serving | Workload::Yardstick => 4.5,
             Workload::Hackbench | Workload::Switches | Workload::Calls => 1.0,
         }
     }
@@ -61,7 +65,7 @@ impl Workload {
     /// Length of its slices in comparison with serving's.
     pub fn length(self) -> f64 {
         match self {
-            Workload::Serving => 1.0,
+            Workload::Serving | Workload::Yardstick => 1.0,
             Workload::Hackbench | Workload::Switches | Workload::Calls => 0.5,
         }
     }
@@ -69,9 +73,11 @@ impl Workload {
     /// How many of a cycle's blocks are that variant's. What is to be told from nothing needs many.
     pub fn weight(self, variant: Variant) -> usize {
         match (self, variant) {
-            (Workload::Serving, Variant::Palisade) => 4,
-            (Workload::Serving, Variant::Again) => 2,
-            (Workload::Hackbench | Workload::Switches | Workload::Calls, Variant::Burn) => 0,
+            (Workload::Serving | Workload::Yardstick, Variant::Palisade) => 4,
+            (Workload::Serving | Workload::Yardstick, Variant::Again) => 2,
+            // Seen where all that a second brings counts, not where the median request does.
+            (Workload::Serving, Variant::Burn) => 1,
+            (_, Variant::Burn) => 0,
             _ => 1,
         }
     }
@@ -80,6 +86,7 @@ impl Workload {
     pub fn name(self) -> &'static str {
         match self {
             Workload::Serving => "serving",
+            Workload::Yardstick => "yardstick",
             Workload::Hackbench => "hackbench",
             Workload::Switches => "switches",
             Workload::Calls => "calls",
@@ -91,6 +98,9 @@ impl Workload {
         match self {
             Workload::Serving => {
                 "ONNX Runtime on the CPU behind HTTP on loopback, one server a CPU; requests"
+            }
+            Workload::Yardstick => {
+                "the same server, which runs the model once for itself before each answer; what a request costs in these runs"
             }
             Workload::Hackbench => {
                 "hackbench over pipes, one of 40 processes on each CPU; messages (it tells no latency)"
@@ -136,7 +146,7 @@ impl Prepared {
             cgroup: Arc::new(TestCgroup::new(workload.name())?),
         };
         match workload {
-            Workload::Serving => {
+            Workload::Serving | Workload::Yardstick => {
                 let python = python::with_onnx_runtime()?;
                 let model = python::model(&python)?;
                 let mut words = vec!["requests".to_owned(), IMAGE.to_owned(), "1".to_owned()];
@@ -144,7 +154,11 @@ impl Prepared {
                     let mut command = Command::new(&python);
                     command
                         .arg(python::scripts().join("serve.py"))
-                        .arg("serve")
+                        .arg(if workload == Workload::Serving {
+                            "serve"
+                        } else {
+                            "yardstick"
+                        })
                         .arg(&model)
                         .arg(cpu.to_string())
                         .stdin(Stdio::piped())
@@ -172,7 +186,7 @@ impl Prepared {
     pub fn run(&mut self, seconds: f64) -> Result<Made> {
         let made = match self.workload {
             Workload::Hackbench => self.hackbench(((self.loops * seconds) as u64).max(1))?,
-            Workload::Serving | Workload::Switches | Workload::Calls => {
+            Workload::Serving | Workload::Yardstick | Workload::Switches | Workload::Calls => {
                 together(&mut self.loads, seconds)?
             }
         };
@@ -270,6 +284,8 @@ fn together(loads: &mut [Load], seconds: f64) -> Result<Made> {
         sum.seconds = sum.seconds.max(made.seconds);
         sum.p50_ns = sum.p50_ns.max(made.p50_ns);
         sum.p99_ns = sum.p99_ns.max(made.p99_ns);
+        // One program asks all servers.
+        sum.yardsticks = made.yardsticks;
     }
     Ok(sum)
 }

@@ -11,6 +11,8 @@
 
 use anyhow::{Context, Result, bail};
 use palisade_tests::bench::histogram::Histogram;
+use palisade_tests::bench::loads::Made;
+use palisade_tests::bench::yardstick::{Speed, Yardstick};
 use rustix::fs::{Mode, OFlags};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -71,27 +73,47 @@ fn pin(cpu: usize) -> Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
+/// What was done in one go.
+#[derive(Default)]
+struct Work {
+    made: u64,
+    times: Histogram,
+    /// What each request took, where a server tells it.
+    yardsticks: Vec<Yardstick>,
+}
+
+impl From<(u64, Option<Histogram>)> for Work {
+    fn from((made, times): (u64, Option<Histogram>)) -> Self {
+        Self {
+            made,
+            times: times.unwrap_or_default(),
+            yardsticks: Vec::new(),
+        }
+    }
+}
+
 /// Between `ready` and the end: runs `work` whenever told, and says what it made.
-fn serve(
+fn serve<W: Into<Work>>(
     length: Duration,
-    mut work: impl FnMut(Duration) -> Result<(u64, Option<Histogram>)>,
+    mut work: impl FnMut(Duration) -> Result<W>,
 ) -> Result<()> {
     println!("ready");
-    let mut line = String::new();
+    let (mut line, mut speed) = (String::new(), Speed::default());
     while std::io::stdin().read_line(&mut line)? > 0 {
         let length = match line.trim().strip_prefix("go ") {
             Some(seconds) => self::length(seconds)?,
             None => length,
         };
         let start = Instant::now();
-        let (made, times) = work(length)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let times = times.unwrap_or_default();
-        println!(
-            "{{\"made\":{made},\"seconds\":{seconds},\"p50_ns\":{},\"p99_ns\":{}}}",
-            times.quantile(0.5),
-            times.quantile(0.99)
-        );
+        let done: Work = work(length)?.into();
+        let made = Made {
+            made: done.made,
+            seconds: start.elapsed().as_secs_f64(),
+            p50_ns: done.times.quantile(0.5),
+            p99_ns: done.times.quantile(0.99),
+            yardsticks: speed.median(&done.yardsticks),
+        };
+        println!("{}", serde_json::to_string(&made)?);
         line.clear();
     }
     Ok(())
@@ -193,12 +215,16 @@ fn gather(
     times: &mut Histogram,
 ) -> Result<()> {
     for thread in threads {
-        match thread.join() {
-            Ok(found) => times.merge(&found?),
-            Err(_) => bail!("a thread failed"),
-        }
+        times.merge(&joined(thread)?);
     }
     Ok(())
+}
+
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    match thread.join() {
+        Ok(found) => found,
+        Err(_) => bail!("a thread failed"),
+    }
 }
 
 fn echo(mut from: impl Read, mut to: impl Write) {
@@ -234,7 +260,7 @@ fn requests(bytes: usize, length: Duration, ports: &[&str]) -> Result<()> {
     request.extend((0..bytes).map(|at| at as u8));
     serve(length, |length| {
         let until = Instant::now() + length;
-        let mut times = Histogram::default();
+        let mut sum = Work::default();
         thread::scope(|scope| {
             let request = &request;
             let askers = connections.iter_mut().map(|(cpu, stream, answers)| {
@@ -244,9 +270,16 @@ fn requests(bytes: usize, length: Duration, ports: &[&str]) -> Result<()> {
                     client(stream, answers, request, until)
                 })
             });
-            gather(askers.collect(), &mut times)
+            let askers: Vec<_> = askers.collect();
+            for asker in askers {
+                let done = joined(asker)?;
+                sum.times.merge(&done.times);
+                sum.yardsticks.extend(done.yardsticks);
+            }
+            anyhow::Ok(())
         })?;
-        Ok((times.total(), Some(times)))
+        sum.made = sum.times.total();
+        Ok(sum)
     })
 }
 
@@ -256,8 +289,8 @@ fn client(
     answers: &mut BufReader<TcpStream>,
     request: &[u8],
     until: Instant,
-) -> Result<Histogram> {
-    let (mut times, mut line, mut body) = (Histogram::default(), String::new(), Vec::new());
+) -> Result<Work> {
+    let (mut done, mut line, mut body) = (Work::default(), String::new(), Vec::new());
     while Instant::now() < until {
         let start = Instant::now();
         stream.write_all(request)?;
@@ -270,15 +303,18 @@ fn client(
             if let Some(value) = line.strip_prefix("Content-Length: ") {
                 length = value.trim().parse()?;
             }
+            if let Some(value) = line.strip_prefix("Yardsticks: ") {
+                done.yardsticks.push(value.parse()?);
+            }
             if line == "\r\n" {
                 break;
             }
         }
         body.resize(length, 0);
         answers.read_exact(&mut body)?;
-        times.add(start.elapsed().as_nanos() as u64);
+        done.times.add(start.elapsed().as_nanos() as u64);
     }
-    Ok(times)
+    Ok(done)
 }
 
 fn churn(per_second: u64, length: Duration) -> Result<()> {

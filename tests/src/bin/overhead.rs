@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 const USAGE: &str = "overhead [--minutes 20] [--seconds 1] [--seed 1] [--file RESULTS.jsonl] \
-                     [--loads serving,hackbench,switches,calls] [--variants none-again,burn,palisade,…], or \
+                     [--loads serving,yardstick,hackbench,switches,calls] [--variants none-again,burn,palisade,…], or \
                      overhead --from RESULTS.jsonl[,RESULTS.jsonl…]: only the tables of earlier runs";
 /// The load waits while a tracer starts or ends: beside one that takes all CPUs a start takes many times as long. After
 /// that the CPUs serve others first for a while, so each load works for this part of a slice's length before its slice:
@@ -285,6 +285,8 @@ impl Bench {
             p99_ns: made.p99_ns as f64,
             cpu_ns: (own + tracers) * 1e9 / made.made as f64,
             tracer_cpus: tracers / wall,
+            yardsticks: made.yardsticks.runs / (1.0 - tracers / all),
+            at_speed: made.yardsticks.at_speed,
             steal: ticks.steal() / all,
             others: ((ticks.busy() - own - tracers) / all).max(0.0),
         })
