@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use palisade_abi::{
     Body, CounterFamily, Counters, CpuLosses, FilePath, HISTOGRAM_BUCKETS, Header,
-    LOSS_COUNTER_MAP, LOSS_RING_BUFFER, MAX_FAMILY_BYTES, PATH_SLOTS, QUIET_NS, RECORD_BYTES,
+    LOSS_COUNTER_MAP, LOSS_RING_BUFFER, MAX_COUNTERS_BYTES, PATH_SLOTS, QUIET_NS, RECORD_BYTES,
     Record,
 };
 
@@ -131,9 +131,10 @@ pub fn slot<K, V: CounterFamily>(
 /// as much to verify as all the rest of a program.
 #[inline(always)]
 pub fn nothing<V: bytemuck::Zeroable>() -> Option<&'static V> {
-    const { assert!(size_of::<V>() <= MAX_FAMILY_BYTES && align_of::<V>() <= align_of::<u64>()) };
+    const { assert!(size_of::<V>() <= MAX_COUNTERS_BYTES && align_of::<V>() <= align_of::<u64>()) };
     let nothing = NOTHING.get_ptr(0)?;
-    // SAFETY: no more than the entry is read, aligned; a `V` may be zeros; nobody ever writes to this map.
+    // SAFETY: no more than the entry is read, aligned; a `V` may be zeros; programs may not write
+    // to this map, and the agent does not.
     Some(unsafe { &*nothing.cast::<V>() })
 }
 
@@ -210,7 +211,9 @@ pub fn add(word: *mut u64, more: u64) {
 #[inline(always)]
 pub fn lost(workload: u64, source: u32) {
     let found = LOSSES.get_ptr_mut(workload).or_else(|| {
-        let _ = LOSSES.insert(workload, nothing::<CpuLosses>()?, BPF_NOEXIST);
+        if let Some(nothing) = nothing::<CpuLosses>() {
+            let _ = LOSSES.insert(workload, nothing, BPF_NOEXIST);
+        }
         LOSSES
             .get_ptr_mut(workload)
             .or_else(|| LOSSES.get_ptr_mut(0))

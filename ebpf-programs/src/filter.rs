@@ -116,6 +116,7 @@ fn below_a_root(css: Address) -> bool {
 
 struct Climb {
     css: Address,
+    /// 1 at a root. A whole word: the verifier keeps track of words.
     found: u64,
 }
 

@@ -309,7 +309,8 @@ fn count(task: Typed, call: &mut InFlight, result: i64) -> Option<()> {
     Some(())
 }
 
-/// Whether a watched call's caller still is, if the agent changed the scope meanwhile.
+/// Whether a watched call's caller still is, if the agent changed the scope meanwhile. By address: that comes seldom, and
+/// typed loads take the verifier a hundred times as long.
 #[inline(always)]
 fn renew(config: &Config, task: Typed, call: &mut InFlight) {
     let generation = generation(config);

@@ -5,7 +5,7 @@
 //! cost nobody anything.
 
 use crate::{
-    emit::{BPF_NOEXIST, add},
+    emit::{BPF_NOEXIST, add, nothing},
     filter::Who,
     quotas::{Room, slot_within},
     tables::{GPU_COMMANDS, ON_DEMAND},
@@ -30,10 +30,6 @@ static BASELINES: HashMap<u32, u64> = HashMap::with_max_entries(512, ON_DEMAND);
 /// The only entry: when [`BASELINES`] were renewed last, `CLOCK_BOOTTIME` nanoseconds.
 #[map]
 static BASELINES_AT: Array<u64> = Array::with_max_entries(1, 0);
-
-/// What a new entry of [`LATENCIES`] holds; too large for a program's stack.
-#[map]
-static NO_LATENCIES: Array<LatencyHistogram> = Array::with_max_entries(1, 0);
 
 /// The command of a call that returned, by which it is counted; its latency joins the host's. Without
 /// room for one more command, or beyond the process's quota, it has no name.
@@ -66,8 +62,10 @@ pub fn learn(call: &InFlight, latency_ns: u64, errno: u16) -> u16 {
 #[inline(always)]
 fn make(call: &InFlight, key: u32) -> Option<*mut LatencyHistogram> {
     let room = Room::of(call.pid, call.start_ns, QUOTA_LATENCIES)?;
-    let nothing = NO_LATENCIES.get(0)?;
-    if LATENCIES.insert(key, nothing, BPF_NOEXIST).is_ok() {
+    if LATENCIES
+        .insert(key, nothing::<LatencyHistogram>()?, BPF_NOEXIST)
+        .is_ok()
+    {
         room.take();
     }
     LATENCIES.get_ptr_mut(key)

@@ -73,7 +73,7 @@ pub unsafe fn walk(file: File, into: *mut FilePath) {
 struct Climb {
     dentry: Address,
     mount: Address,
-    /// What the root is told with.
+    /// What the root is told with. A whole word, as all members: the verifier keeps track of words.
     whole: u64,
     into: *mut FilePath,
 }

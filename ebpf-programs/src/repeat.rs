@@ -1,14 +1,14 @@
 //! Loops that the kernel runs for us (`bpf_loop`, since Linux 5.17).
 //!
-//! The verifier follows the body of such a loop once. A loop of the compiler's it follows turn by turn, again for
-//! every way that leads to it: that was most of what loading the programs took.
+//! The verifier does not follow such a loop turn by turn: up to Linux 6.6 one turn for each way that leads to it, from 6.7
+//! on until a turn adds nothing. A loop of the compiler's it follows through all turns on each way: that was most of
+//! what loading the programs took.
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use core::ffi::c_void;
 
-/// What a step answers.
+/// What a step answers, as the kernel takes it: 64 bits, 0 or 1.
 #[repr(i64)]
-#[derive(Clone, Copy)]
 pub enum Then {
     /// The next one follows.
     GoOn = 0,
@@ -22,7 +22,8 @@ pub type Step<T> = extern "C" fn(u32, &mut T) -> Then;
 /// Takes a step after another, `times` at most.
 #[inline(always)]
 pub fn up_to<T>(times: u32, step: Step<T>, state: &mut T) {
-    // SAFETY: the helper calls `step`, which the verifier checks like any other function, with the number
-    // of the turn and with `state`, which is nobody else's meanwhile.
+    // SAFETY: the kernel calls `step` as `u64 (u64 turn, void *state)`; the turn is below `times` and so fits its register's
+    // lower half, `Then` fills the register of the answer, and `state` is nobody else's meanwhile. The verifier checks
+    // the function like any other.
     let _ = unsafe { bpf_loop(times, step as *mut c_void, (&raw mut *state).cast(), 0) };
 }

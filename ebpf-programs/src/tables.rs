@@ -10,8 +10,8 @@ use aya_ebpf::{
 use palisade_abi::{
     Added, Config, Counters, CountersKey, CpuLosses, CudaCounters, DeviceKey, DeviceRule,
     FaultCounters, FileKey, GpuCommandCounters, GpuCommandKey, GpuCounters, GpuCountersKey,
-    GpuLatencyCounters, HistogramCounters, HistogramKey, InFlight, MAX_DEVICE_CLASSES,
-    MAX_FAMILY_BYTES, MAX_MAJORS, MAX_RESIDENT, MODEL_SUFFIX_BYTES, NetCounters, Offsets,
+    GpuLatencyCounters, HistogramCounters, HistogramKey, InFlight, MAX_COUNTERS_BYTES,
+    MAX_DEVICE_CLASSES, MAX_MAJORS, MAX_RESIDENT, MODEL_SUFFIX_BYTES, NetCounters, Offsets,
     ReadCounters, ReadKey, ReclaimCounters, SyscallCounters, Verdict,
 };
 
@@ -43,9 +43,12 @@ pub static DEVICES: HashMap<DeviceKey, DeviceRule> = HashMap::with_max_entries(2
 #[map]
 pub static MAJORS: Array<u64> = Array::with_max_entries(MAX_MAJORS / 64, 0);
 
-/// The only entry: zeros. Nobody writes to it.
+/// Of a map that programs may only read (`BPF_F_RDONLY_PROG`).
+const READ_ONLY: u32 = 1 << 7;
+
+/// The only entry: zeros.
 #[map]
-pub static NOTHING: Array<[u64; MAX_FAMILY_BYTES / 8]> = Array::with_max_entries(1, 0);
+pub static NOTHING: Array<[u64; MAX_COUNTERS_BYTES / 8]> = Array::with_max_entries(1, READ_ONLY);
 
 /// Driver calls of every process on the host, by thread: those under way, and the last ones of
 /// [`RESIDENTS`].

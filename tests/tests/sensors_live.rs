@@ -32,6 +32,8 @@ mod opens;
 mod pairs;
 #[path = "sensors_live/places.rs"]
 mod places;
+#[path = "sensors_live/prepared.rs"]
+mod prepared;
 #[path = "sensors_live/pressure.rs"]
 mod pressure;
 #[path = "sensors_live/processes.rs"]

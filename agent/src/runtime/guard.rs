@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::exit::{self, coded};
 use crate::identity::{ScopeRoots, layout::Layout};
 use crate::policy::{Engine, EngineOptions, Events, Lookup, PolicyEvent};
-use crate::sensors::{Scope, SensorHandle, Sensors};
+use crate::sensors::{Scope, SensorError, SensorHandle, Sensors};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -54,14 +54,12 @@ pub(super) fn guard(
     .map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
     let engine = Stopping(engine);
     let sources = config.policies.iter().map(options::policy_source).collect();
-    let sensor_options = options::sensor_options(config, layout, expected(config))
-        .map_err(|error| coded(exit::CONFIG, error))?;
-    let scope = sensor_options.scope.clone();
-    // Both take their time; nothing is sensed before the policies are there, so nothing waits and is lost.
+    // Both take their time, and neither is told off before the other has ended. Nothing is sensed before the
+    // policies are there, so nothing waits and is lost.
     let (loaded, sensors) = thread::scope(|threads| {
         let sensors = thread::Builder::new()
             .name("sensors-load".to_owned())
-            .spawn_scoped(threads, || Sensors::prepare(object, sensor_options))?;
+            .spawn_scoped(threads, || prepare(config, object, layout))?;
         let loaded = engine.0.load_all(sources);
         let sensors = sensors
             .join()
@@ -77,12 +75,10 @@ pub(super) fn guard(
         .context("cannot watch the policy files")?;
     let publisher = engine.0.publisher();
 
-    let sensors = sensors.and_then(|mut sensors| {
-        sensors.attach(&scope, kinds(&engine.0))?;
-        Ok(sensors)
-    });
-    let sensors =
-        sensors.map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
+    let (mut sensors, scope) = sensors?;
+    sensors
+        .attach(&scope, kinds(&engine.0))
+        .map_err(of_the_kernel)?;
     let handle = sensors.handle();
     let _ = shared.in_flight.set(sensors.in_flight());
     let _ = shared.sensors.set(handle.clone());
@@ -130,6 +126,19 @@ pub(super) fn guard(
     handle.stop();
     let _ = thread.join();
     served
+}
+
+/// Sensors that have only to be attached, and whom they are to watch.
+fn prepare(config: &Config, object: &[u8], layout: &Layout) -> Result<(Sensors, Scope)> {
+    let options = options::sensor_options(config, layout, expected(config))
+        .map_err(|error| coded(exit::CONFIG, error))?;
+    let scope = options.scope.clone();
+    let sensors = Sensors::prepare(object, options).map_err(of_the_kernel)?;
+    Ok((sensors, scope))
+}
+
+fn of_the_kernel(error: SensorError) -> anyhow::Error {
+    coded(exit::KERNEL, format!("{error}; run: palisade doctor"))
 }
 
 /// What the policies will subscribe to, as far as their files say so by now: what is wrong with one is told when it

@@ -1,7 +1,7 @@
 //! Joins the rooms, starts the threads between them, and takes them apart in order.
 //!
 //! Order of the start: lock, keeper (a process, before any thread), audit log, journal and its orphans, executor,
-//! core thread, policies, sensors, control socket. The stop is the reverse, except that sensors end first:
+//! core thread, policies and beside them the verification of the kernel programs, sensors, control socket. The stop is the reverse, except that sensors end first:
 //! nothing new is judged while leases are undone. A failure on the way undoes what was begun.
 
 mod act_thread;

@@ -1,9 +1,9 @@
-//! Attaching and detaching: tries a hook's rungs from the best to the last and keeps a report.
+//! Loading, attaching and detaching: tries a hook's rungs from the best to the last and keeps a report.
 //!
 //! Invariants:
 //! - A hook is attached while, and only while, a wanted kind needs it.
 //! - Why a rung failed is never dropped: it is in the report, with the verifier's last lines.
-//! - What the kernel lacks is tried once.
+//! - What the kernel lacks is tried once; what it had no memory for just then, again.
 
 use super::{
     SensorError, Way,
@@ -96,7 +96,7 @@ struct Slot {
     hook: &'static Hook,
     attached: Option<(Rung, Attached)>,
     failed: Vec<(Rung, SensorError)>,
-    /// The rung that worked once is tried first, and its program is loaded already.
+    /// Programs that the kernel has verified already, attached or not.
     loaded: Vec<&'static str>,
     /// See [`Hook::missed`].
     missed: Option<Array<MapData, u64>>,
@@ -164,7 +164,10 @@ impl Hooks {
     /// Has the kernel verify what `kinds` needs, so that attaching takes little.
     pub(super) fn load(&mut self, ebpf: &mut Ebpf, kinds: u64) {
         self.climb(ebpf, kinds, |attacher, rung| {
-            attacher.load(rung)?;
+            // A library is looked for when its turn comes, once.
+            if !matches!(rung, Rung::Uprobe { .. }) {
+                attacher.load(rung)?;
+            }
             Ok(None)
         });
     }
@@ -191,7 +194,8 @@ impl Hooks {
         let mut tried = false;
         for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
             let hook = slot.hook;
-            slot.failed.retain(|(rung, _)| !may_come(hook, *rung));
+            slot.failed
+                .retain(|(rung, error)| !may_come(hook, *rung) && !may_pass(error));
             for rung in slot.hook.rungs {
                 if slot.failed.iter().any(|(failed, _)| failed == rung) {
                     continue;
@@ -311,6 +315,17 @@ fn may_come(hook: &Hook, rung: Rung) -> bool {
     }
 }
 
+/// Whether the kernel refused a program for want of something that it may have in the next moment.
+fn may_pass(error: &SensorError) -> bool {
+    let (SensorError::Refused { source } | SensorError::Verifier { source, .. }) = error else {
+        return false;
+    };
+    matches!(
+        source.kind(),
+        io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
 /// A program's error in our terms.
 pub(super) fn explain(program: &str, error: ProgramError) -> SensorError {
     match error {
@@ -354,5 +369,27 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 impl From<TracefsError> for SensorError {
     fn from(error: TracefsError) -> Self {
         SensorError::Tracefs(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::libc;
+
+    #[test]
+    fn want_of_memory_may_pass_and_a_refusal_does_not() {
+        let refused = |errno| SensorError::Verifier {
+            program: "x".into(),
+            source: io::Error::from_raw_os_error(errno),
+            log: String::new(),
+        };
+        for errno in [libc::ENOMEM, libc::EAGAIN, libc::EINTR] {
+            assert!(may_pass(&refused(errno)), "{errno}");
+        }
+        for errno in [libc::EINVAL, libc::EPERM, libc::E2BIG] {
+            assert!(!may_pass(&refused(errno)), "{errno}");
+        }
+        assert!(!may_pass(&SensorError::Avoided));
     }
 }

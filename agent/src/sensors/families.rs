@@ -1,6 +1,6 @@
 //! The counter maps, and which records the differences of each become.
 //!
-//! A family is one map of free-running per-CPU counters. What is common to all of them (taking
+//! A family is one map of free-running counters, most of them per CPU. What is common to all of them (taking
 //! differences, forgetting ended processes) is in [`super::window`]; here is what differs.
 
 use super::{
@@ -16,7 +16,6 @@ use aya::{
     Ebpf,
     maps::{MapData, PerCpuHashMap},
 };
-use bytemuck::Pod;
 use palisade_abi::{
     CounterFamily, Counters, CountersKey, CudaCounters, FaultCounters, GpuCommandCounters,
     GpuCommandKey, GpuCounters, GpuCountersKey, GpuLatencyCounters, HISTOGRAM_BUCKETS, Histogram,
@@ -113,7 +112,7 @@ fn family<K, V>(
 ) -> Result<Box<dyn Collect>, SensorError>
 where
     K: Key + std::fmt::Debug + 'static,
-    V: Pod + PartialEq + Send + std::fmt::Debug + CounterFamily + 'static,
+    V: CounterFamily + PartialEq + Send + std::fmt::Debug + 'static,
 {
     let map: PerCpuHashMap<MapData, Plain<K>, Plain<V>> = take(ebpf, map)?;
     let kinds = kinds.iter().fold(0, |bits, kind| bits | kind.bit());

@@ -1,4 +1,4 @@
-//! Which kernels the programs may run on.
+//! Which kernels the programs may run on, and what has to be switched on in them.
 
 use super::SensorError;
 
@@ -23,6 +23,18 @@ pub(super) fn check(release: &str) -> Result<(), SensorError> {
     }
 }
 
+/// Whether the kernel compiles programs (`net.core.bpf_jit_enable`). Where it does not it refuses programs with loops
+/// of its own (`bpf_loop`), which is nearly all of ours; on most distributions it cannot be switched off.
+pub(super) const JIT_SWITCH: &str = "/proc/sys/net/core/bpf_jit_enable";
+
+/// An error where that switch is off. Where there is none, loading tells.
+pub(super) fn check_jit(switch: Option<&str>) -> Result<(), SensorError> {
+    match switch.map(str::trim) {
+        Some("0") => Err(SensorError::NoJit),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +51,18 @@ mod tests {
             ("", true),
         ] {
             assert_eq!(check(release).is_ok(), good, "{release}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_interprets_programs_is_refused() {
+        for (switch, good) in [
+            (Some("0\n"), false),
+            (Some("1\n"), true),
+            (Some("2"), true),
+            (None, true),
+        ] {
+            assert_eq!(check_jit(switch).is_ok(), good, "{switch:?}");
         }
     }
 }

@@ -89,6 +89,8 @@ impl Sensors {
         }
         let uname = rustix::system::uname();
         kernel_version::check(&uname.release().to_string_lossy())?;
+        let jit = std::fs::read_to_string(kernel_version::JIT_SWITCH);
+        kernel_version::check_jit(jit.ok().as_deref())?;
         let data = std::fs::read(BTF_PATH).map_err(|source| SensorError::NoBtf {
             path: BTF_PATH,
             source,

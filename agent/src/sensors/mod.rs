@@ -148,7 +148,7 @@ pub struct SensorOptions {
     pub scope: Scope,
     /// Device classes, at most [`palisade_abi::MAX_DEVICE_CLASSES`].
     pub devices: Vec<WatchedDevice>,
-    /// Bits of [`palisade_abi::Kind::bit`] that are wanted at first.
+    /// Bits of [`palisade_abi::Kind::bit`] that are wanted at first; for [`Sensors::prepare`], that probably will be.
     pub kinds: u64,
     /// Length of a sampling window.
     pub window: Duration,
@@ -234,6 +234,11 @@ pub enum SensorError {
         /// As `uname -r`.
         release: String,
     },
+    /// The kernel interprets programs; it must compile them.
+    #[error(
+        "this kernel interprets eBPF programs; to have them compiled: sysctl net.core.bpf_jit_enable=1"
+    )]
+    NoJit,
     /// The kernel was built without type information.
     #[error("this kernel has no BTF ({path}: {source}); it needs CONFIG_DEBUG_INFO_BTF=y")]
     NoBtf {

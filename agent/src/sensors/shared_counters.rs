@@ -47,7 +47,7 @@ impl<K: Key + Debug, V: CounterFamily + PartialEq + Debug> SharedCounters<K, V> 
     ) {
         let made = Walks::made::<V>(added);
         let table = &mut self.table;
-        if self.walks.none_is_new(made) && self.walks.are_few(table.len()) {
+        if self.walks.may_look_up(made, table.len()) {
             for key in table.keys() {
                 // One that is gone has nothing to tell.
                 if let Ok(value) = self.map.get(&Plain(key), 0)
@@ -72,7 +72,8 @@ impl<K: Key + Debug, V: CounterFamily + PartialEq + Debug> SharedCounters<K, V> 
         self.walks.walked(made, matches!(batched, Ok(true)));
     }
 
-    /// Learns which entries there are, where their values are nobody's concern.
+    /// Learns which entries there are, where their values are nobody's concern. So an entry counts as idle from when it was
+    /// made, and is kept the longer after its process's end, where that is not told.
     pub(super) fn learn(&mut self, window: u64, added: Option<&Added>) {
         if !self.walks.none_is_new(Walks::made::<V>(added)) {
             self.read(window, added, |_, _| {});

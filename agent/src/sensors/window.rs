@@ -107,7 +107,7 @@ pub(super) struct Collector<K: Key, V: Pod> {
     walks: Walks,
 }
 
-impl<K: Key + Debug, V: Pod + PartialEq + Debug + CounterFamily> Collector<K, V> {
+impl<K: Key + Debug, V: CounterFamily + PartialEq + Debug> Collector<K, V> {
     pub(super) fn new(
         map: PerCpuHashMap<MapData, Plain<K>, Plain<V>>,
         kinds: u64,
@@ -155,16 +155,14 @@ impl<K: Key + Debug, V: Pod + Debug> Debug for Collector<K, V> {
     }
 }
 
-impl<K: Key + Debug, V: Pod + PartialEq + Send + Debug + CounterFamily> Collect
-    for Collector<K, V>
-{
+impl<K: Key + Debug, V: CounterFamily + PartialEq + Send + Debug> Collect for Collector<K, V> {
     fn kinds(&self) -> u64 {
         self.kinds
     }
 
     fn collect(&mut self, window: u64, told: &mut Told<'_>) {
         let made = Walks::made::<V>(told.added.as_ref());
-        if self.walks.none_is_new(made) && self.walks.are_few(self.table.len()) {
+        if self.walks.may_look_up(made, self.table.len()) {
             self.look_up(window, told);
             return;
         }

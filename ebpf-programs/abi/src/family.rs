@@ -10,22 +10,21 @@ use bytemuck::{Pod, Zeroable};
 /// Families that there is room for.
 pub const MAX_FAMILIES: usize = 16;
 
-/// The value of a map of counters. Maps with the same value are one family: what is made in one of
-/// them has the agent read the others, too.
+/// The value of a map of counters, which is the only one with that value.
 pub trait CounterFamily: Pod {
     /// Its number, below [`MAX_FAMILIES`].
     const FAMILY: usize;
 }
 
-/// Bytes of the largest value of a family.
-pub const MAX_FAMILY_BYTES: usize = 256;
+/// Bytes that a value of counters has at most.
+pub const MAX_COUNTERS_BYTES: usize = 768;
 
 macro_rules! families {
     ($($number:literal: $counters:ty),* $(,)?) => {
         $(impl CounterFamily for $counters {
             const FAMILY: usize = $number;
         }
-        const _: () = assert!(size_of::<$counters>() <= MAX_FAMILY_BYTES);)*
+        const _: () = assert!(size_of::<$counters>() <= MAX_COUNTERS_BYTES);)*
         const _: () = assert!([$($number),*].len() <= MAX_FAMILIES);
     };
 }

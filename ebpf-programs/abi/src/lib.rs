@@ -29,7 +29,7 @@ pub use body::{
 };
 pub use cpu::{CpuOffsets, MAX_CPUS, MAX_SYSCALLS, OomCause, Turn};
 pub use cuda::{CudaCall, PciOffsets};
-pub use family::{Added, CounterFamily, MAX_FAMILIES, MAX_FAMILY_BYTES};
+pub use family::{Added, CounterFamily, MAX_COUNTERS_BYTES, MAX_FAMILIES};
 pub use files::{FilePath, NO_FD, PATH_DELETED, PATH_SLOTS, PATH_WHOLE, PathOffsets};
 pub use gpu::{
     COMMAND_BITS, ENCODED_COMMAND_BITS, InFlight, LATENCY_BUCKETS, LatencyHistogram, MAX_RESIDENT,

@@ -288,6 +288,53 @@ fn a_flood_of_refused_calls_does_not_hide_a_holder() {
 }
 
 #[test]
+fn a_call_is_that_workload_s_which_is_watched_when_it_returns() {
+    const LONG: Duration = Duration::from_secs(1);
+    let name = "a_call_is_that_workload_s_which_is_watched_when_it_returns";
+    let Some(object) = object(name) else {
+        return;
+    };
+    let (stays, leaves, new) = (Cgroup::new(), Cgroup::new(), Cgroup::new());
+    let holders = [(); 3].map(|()| Child::new(|| hold_for(&ptmx(), LONG, 1)));
+    let [stayer, leaver, mover] = &holders;
+    for (holder, cgroup) in [(stayer, &stays), (leaver, &leaves), (mover, &stays)] {
+        cgroup.take(holder.pid);
+    }
+    let options = SensorOptions {
+        devices: vec![WatchedDevice {
+            slow: LONG / 2,
+            ..PTMX
+        }],
+        ..options(&[&stays, &leaves], &[Kind::GpuExit])
+    };
+    let watch = Watch::new(object, options);
+    holders.iter().for_each(Child::start);
+    let end = Instant::now() + LONG / 2;
+    let both = [&stays, &leaves].map(|cgroup| WorkloadId(cgroup.id()));
+    while !both.iter().all(|it| watch.view.in_call(*it)) && Instant::now() < end {
+        thread::sleep(Duration::from_millis(1));
+    }
+    new.take(mover.pid);
+    watch.handle.set_scope(scope(&[&stays, &new]));
+    watch.settle();
+    holders.iter().for_each(Child::wait_done);
+    let pids = [stayer, mover].map(|holder| holder.pid.as_raw() as u32);
+    if holders.map(Child::finish).contains(&NOT_PERMITTED) {
+        eprintln!("SKIPPED {name}: userfaultfd is not permitted");
+        return;
+    }
+    let seen = watch.stop();
+    let calls = seen
+        .of(kind::GPU_EXIT)
+        .map(|it| (it.header.pid, it.header.workload));
+    let mut calls: Vec<_> = calls.collect();
+    calls.sort_unstable();
+    let mut expected = [(pids[0], stays.id()), (pids[1], new.id())];
+    expected.sort_unstable();
+    assert_eq!(calls, expected);
+}
+
+#[test]
 fn a_call_under_way_outlives_a_new_kind_and_not_the_hooks() {
     const LONG: Duration = Duration::from_secs(1);
     let name = "a_call_under_way_outlives_a_new_kind_and_not_the_hooks";

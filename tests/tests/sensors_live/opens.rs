@@ -251,14 +251,16 @@ fn the_path_of_a_program_is_told_whole_or_as_an_end() {
     };
     let dir = tempfile::tempdir().expect("temporary folder");
     let at = |name: &str| dir.path().join(name);
-    let deep = |names: usize| -> PathBuf {
-        let folder = (0..names).fold(at("deep"), |path, _| path.join("n".repeat(200)));
+    let deep = |names: usize, letters: usize| -> PathBuf {
+        let top = at(&format!("deep{names}"));
+        let folder = (0..names).fold(top, |path, _| path.join("n".repeat(letters)));
         fs::create_dir_all(&folder).expect("folders");
         folder.join("program")
     };
     let (plain, link, script) = (at("program"), at("link"), at("script"));
-    let (gone, long) = (at("gone"), deep(3));
-    for path in [&plain, &gone, &long] {
+    let (gone, long) = (at("gone"), deep(3, 200));
+    let (many, too_many) = (deep(20, 1), deep(60, 1));
+    for path in [&plain, &gone, &long, &many, &too_many] {
         program(path);
     }
     std::os::unix::fs::symlink(&plain, &link).expect("link");
@@ -271,7 +273,16 @@ fn the_path_of_a_program_is_told_whole_or_as_an_end() {
     let anonymous_path = PathBuf::from(format!("/proc/self/fd/{}", anonymous.as_raw_fd()));
 
     let inside = Cgroup::new();
-    let paths = [&plain, &link, &script, &gone_path, &long, &anonymous_path];
+    let paths = [
+        &plain,
+        &link,
+        &script,
+        &gone_path,
+        &long,
+        &anonymous_path,
+        &many,
+        &too_many,
+    ];
     let child = Child::new(|| i32::from(!paths.iter().all(|path| execute(path))));
     inside.take(child.pid);
     let watch = Watch::new(object, options(&[&inside], &[Kind::Exec]));
@@ -295,6 +306,9 @@ fn the_path_of_a_program_is_told_whole_or_as_an_end() {
         &format!("{} (deleted)", whole(&gone)),
         &ends,
         "…/memfd:/sbin/init",
+        &whole(&many),
+        // 40 names and mounts are followed.
+        &format!("…/{}program", "n/".repeat(39)),
     ];
     assert_eq!(told, expected);
     let records: Vec<u32> = seen
