@@ -1,8 +1,8 @@
 //! Loops that the kernel runs for us (`bpf_loop`, since Linux 5.17).
 //!
-//! The verifier does not follow such a loop turn by turn: up to Linux 6.6 one turn for each way that leads to it, from 6.7
-//! on until a turn adds nothing. A loop of the compiler's it follows through all turns on each way: that was most of
-//! what loading the programs took.
+//! The verifier does not follow such a loop to its end: older ones follow one turn for each way that leads to it, newer
+//! ones (about Linux 6.7) until a turn adds nothing. A loop of the compiler's they follow through all turns on each way:
+//! that was most of what loading the programs took.
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use core::ffi::c_void;

@@ -122,6 +122,12 @@ pub fn vm(arguments: &[String]) -> Result<ExitCode> {
         )
         .into());
     }
+    if root().starts_with("/tmp") {
+        bail!(
+            "{} is below /tmp, of which guests have their own: move it elsewhere",
+            root().display()
+        );
+    }
     setup::tools(guest::TOOLS)?;
     let busybox = guest::busybox()?;
     let images = options

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::exit::{self, coded};
 use crate::identity::{ScopeRoots, layout::Layout};
 use crate::policy::{Engine, EngineOptions, Events, Lookup, PolicyEvent};
-use crate::sensors::{Scope, SensorError, SensorHandle, Sensors};
+use crate::sensors::{Scope, SensorError, SensorHandle, SensorOptions, Sensors};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -54,12 +54,13 @@ pub(super) fn guard(
     .map_err(|error| anyhow::anyhow!("cannot start the policy host: {error}"))?;
     let engine = Stopping(engine);
     let sources = config.policies.iter().map(options::policy_source).collect();
-    // Both take their time, and neither is told off before the other has ended. Nothing is sensed before the
-    // policies are there, so nothing waits and is lost.
+    let sensor_options = options::sensor_options(config, layout, 0);
+    // Both take their time; an error of one is told when the other has ended. Nothing is sensed before the policies are
+    // there, so nothing waits and is lost.
     let (loaded, sensors) = thread::scope(|threads| {
         let sensors = thread::Builder::new()
             .name("sensors-load".to_owned())
-            .spawn_scoped(threads, || prepare(config, object, layout))?;
+            .spawn_scoped(threads, || prepare(config, object, sensor_options))?;
         let loaded = engine.0.load_all(sources);
         let sensors = sensors
             .join()
@@ -129,9 +130,13 @@ pub(super) fn guard(
 }
 
 /// Sensors that have only to be attached, and whom they are to watch.
-fn prepare(config: &Config, object: &[u8], layout: &Layout) -> Result<(Sensors, Scope)> {
-    let options = options::sensor_options(config, layout, expected(config))
-        .map_err(|error| coded(exit::CONFIG, error))?;
+fn prepare(
+    config: &Config,
+    object: &[u8],
+    options: std::io::Result<SensorOptions>,
+) -> Result<(Sensors, Scope)> {
+    let mut options = options.map_err(|error| coded(exit::CONFIG, error))?;
+    options.kinds = expected(config);
     let scope = options.scope.clone();
     let sensors = Sensors::prepare(object, options).map_err(of_the_kernel)?;
     Ok((sensors, scope))

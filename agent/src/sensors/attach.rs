@@ -3,7 +3,7 @@
 //! Invariants:
 //! - A hook is attached while, and only while, a wanted kind needs it.
 //! - Why a rung failed is never dropped: it is in the report, with the verifier's last lines.
-//! - What the kernel lacks is tried once; what it had no memory for just then, again.
+//! - What the kernel lacks is tried once; a program that it had no memory to verify just then, again.
 
 use super::{
     SensorError, Way,
@@ -317,7 +317,7 @@ fn may_come(hook: &Hook, rung: Rung) -> bool {
 
 /// Whether the kernel refused a program for want of something that it may have in the next moment.
 fn may_pass(error: &SensorError) -> bool {
-    let (SensorError::Refused { source } | SensorError::Verifier { source, .. }) = error else {
+    let SensorError::Verifier { source, .. } = error else {
         return false;
     };
     matches!(

@@ -23,8 +23,9 @@ pub(super) fn check(release: &str) -> Result<(), SensorError> {
     }
 }
 
-/// Whether the kernel compiles programs (`net.core.bpf_jit_enable`). Where it does not it refuses programs with loops
-/// of its own (`bpf_loop`), which is nearly all of ours; on most distributions it cannot be switched off.
+/// Where the kernel says whether it compiles programs. Where it does not it refuses programs with loops of its own
+/// (`bpf_loop`), which is nearly all of ours; on most distributions it cannot be switched off. The file is there in the
+/// host's network namespace only.
 pub(super) const JIT_SWITCH: &str = "/proc/sys/net/core/bpf_jit_enable";
 
 /// An error where that switch is off. Where there is none, loading tells.

@@ -128,13 +128,6 @@ impl Attacher<'_> {
 
     /// Loads each program and, where there is something to keep the links in, attaches it.
     fn each(&mut self, rung: Rung, mut to: Option<&mut Attached>) -> Result<(), SensorError> {
-        let library = match rung {
-            Rung::Uprobe { symbols, .. } => Some(cuda::Library::find(self.cuda_library, symbols)?),
-            _ => None,
-        };
-        if let (Some(library), Some(to)) = (&library, &mut to) {
-            to.place = library.place();
-        }
         let mut add = |name, attach: &mut dyn FnMut() -> Result<Link, ProgramError>| {
             if let Some(to) = &mut to {
                 let link = attach().map_err(|error| explain(name, error))?;
@@ -227,9 +220,9 @@ impl Attacher<'_> {
                 }
                 Ok(())
             }
-            Rung::Uprobe { programs, .. } => {
-                let library = library.iter();
-                for (name, library) in programs.iter().copied().zip(library.cycle()) {
+            Rung::Uprobe { programs, symbols } => {
+                let library = cuda::Library::find(self.cuda_library, symbols)?;
+                for name in programs.iter().copied() {
                     let loaded = program!(self, name, UProbe, |it| it.load());
                     for offset in library.offsets() {
                         add(name, &mut || {
@@ -238,6 +231,9 @@ impl Attacher<'_> {
                             link.map(Link::Uprobe)
                         })?;
                     }
+                }
+                if let Some(to) = to {
+                    to.place = library.place();
                 }
                 Ok(())
             }

@@ -72,8 +72,8 @@ impl<K: Key + Debug, V: CounterFamily + PartialEq + Debug> SharedCounters<K, V> 
         self.walks.walked(made, matches!(batched, Ok(true)));
     }
 
-    /// Learns which entries there are, where their values are nobody's concern. So an entry counts as idle from when it was
-    /// made, and is kept the longer after its process's end, where that is not told.
+    /// Learns which entries there are, where their values are nobody's concern. An entry counts as idle since the last walk
+    /// that found it changed; if its process's end was lost it stays the longer.
     pub(super) fn learn(&mut self, window: u64, added: Option<&Added>) {
         if !self.walks.none_is_new(Walks::made::<V>(added)) {
             self.read(window, added, |_, _| {});

@@ -7,6 +7,7 @@
 use super::stats::Random;
 use super::tracers::Variant;
 use super::workloads::Workload;
+use super::yardstick::InRuns;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -30,17 +31,23 @@ pub struct Slice {
     pub cpu_ns: f64,
     /// CPUs that the tracer's own processes used.
     pub tracer_cpus: f64,
-    /// What a request took in the server's own runs of the model, over the part of the CPUs that the tracer's processes
-    /// left; 0: not measured. It replaces throughput and CPU time.
+    /// CPUs that there are.
     #[serde(default)]
-    pub yardsticks: f64,
-    /// Part of its requests at the machine's full speed; see [`super::yardstick`].
+    pub cpus: f64,
+    /// What a request took, where the server measures it; then that is what is compared.
     #[serde(default)]
-    pub at_speed: f64,
+    pub yardsticks: InRuns,
     /// Part of all CPU time that the hypervisor took away.
     pub steal: f64,
     /// Part of all CPU time that others than load and tracer used.
     pub others: f64,
+}
+
+impl Slice {
+    /// Whether the server measured what a request took.
+    pub fn is_measured(&self) -> bool {
+        self.yardsticks.runs > 0.0
+    }
 }
 
 /// A slice and where it belongs: a line of the raw log.
@@ -106,7 +113,12 @@ pub enum Quantity {
 impl Quantity {
     fn cost(self, slice: &Slice) -> f64 {
         match self {
-            Quantity::Throughput | Quantity::CpuTime if slice.yardsticks > 0.0 => slice.yardsticks,
+            Quantity::Throughput if slice.is_measured() => {
+                let left = 1.0 - slice.tracer_cpus / slice.cpus;
+                slice.yardsticks.with_tracer(left)
+            }
+            // Not told: the server's own runs are in them.
+            Quantity::CpuTime | Quantity::P99 if slice.is_measured() => f64::NAN,
             Quantity::Throughput => 1.0 / slice.rate,
             Quantity::CpuTime => slice.cpu_ns,
             Quantity::P99 => slice.p99_ns,
@@ -151,7 +163,7 @@ impl Block {
     pub fn at_speed(&self) -> bool {
         self.slices
             .iter()
-            .all(|(_, slice)| slice.yardsticks == 0.0 || slice.at_speed >= AT_SPEED_LEAST)
+            .all(|(_, slice)| !slice.is_measured() || slice.yardsticks.at_speed >= AT_SPEED_LEAST)
     }
 }
 
@@ -204,8 +216,8 @@ mod tests {
             p99_ns: 2.0 * cost,
             cpu_ns: cost,
             tracer_cpus: 0.0,
-            yardsticks: 0.0,
-            at_speed: 0.0,
+            cpus: 2.0,
+            yardsticks: InRuns::default(),
             steal: 0.0,
             others: 0.0,
         }
@@ -248,6 +260,30 @@ mod tests {
     }
 
     #[test]
+    fn a_measured_request_is_compared_by_its_runs_and_what_the_tracer_left() {
+        let measured = |runs: f64, tracer_cpus: f64| Slice {
+            tracer_cpus,
+            yardsticks: InRuns {
+                runs,
+                at_speed: 1.0,
+                ..InRuns::default()
+            },
+            ..slice(77.0)
+        };
+        let slices = [(true, 1.02, 0.02), (false, 1.0, 0.0)];
+        let slices = slices.map(|(traced, runs, tracer)| (traced, measured(runs, tracer)));
+        let block = Block {
+            cycle: 0,
+            variant: Variant::Palisade,
+            slices: slices.to_vec(),
+        };
+        let found = block.log_quotient(Quantity::Throughput);
+        assert!((found - (1.02_f64 / 0.99).ln()).abs() < 1e-12, "{found}");
+        assert!(block.log_quotient(Quantity::CpuTime).is_nan());
+        assert!(block.log_quotient(Quantity::P99).is_nan());
+    }
+
+    #[test]
     fn another_run_s_blocks_are_others_and_lines_come_back_as_they_were() {
         let run: Vec<Entry> = [true, false, false, true]
             .map(|traced| entry(0, Variant::Again, traced, 1.5))
@@ -278,7 +314,11 @@ mod tests {
         block.slices[0].1.steal = 0.03;
         assert!(!block.undisturbed());
         for (at_speed, counts) in [(0.09, false), (0.1, true)] {
-            (block.slices[1].1.yardsticks, block.slices[1].1.at_speed) = (1.2, at_speed);
+            block.slices[1].1.yardsticks = InRuns {
+                runs: 1.2,
+                at_speed,
+                ..InRuns::default()
+            };
             assert_eq!(block.at_speed(), counts, "{at_speed}");
         }
     }

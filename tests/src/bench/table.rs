@@ -70,9 +70,7 @@ fn table(text: &mut String, workload: Workload, all: &[Block]) -> fmt::Result {
     for variant in Variant::ALL {
         line(text, &counted, variant)?;
     }
-    let at_speed: Vec<Block> = all.iter().filter(|it| it.at_speed()).cloned().collect();
-    slow(text, all, &at_speed)?;
-    left_out(text, &at_speed, &counted)?;
+    left_out(text, all, &counted)?;
     controls(text, &counted)?;
     for (one, peer) in [
         (Variant::Palisade, Variant::Bpftrace),
@@ -140,23 +138,6 @@ fn line(text: &mut String, counted: &[Block], variant: Variant) -> fmt::Result {
     )
 }
 
-/// How many blocks did not count because the machine was slow.
-fn slow(text: &mut String, all: &[Block], at_speed: &[Block]) -> fmt::Result {
-    for variant in Variant::ALL {
-        let of = |blocks: &[Block]| blocks.iter().filter(|it| it.variant == variant).count();
-        if of(at_speed) < of(all) {
-            writeln!(
-                text,
-                "  {}: {} of {} blocks do not count, the machine was not at its full speed",
-                variant.name(),
-                of(all) - of(at_speed),
-                of(all)
-            )?;
-        }
-    }
-    Ok(())
-}
-
 /// What did not count, and what would have been found with it.
 fn left_out(text: &mut String, all: &[Block], counted: &[Block]) -> fmt::Result {
     for variant in Variant::ALL {
@@ -173,7 +154,7 @@ fn left_out(text: &mut String, all: &[Block], counted: &[Block]) -> fmt::Result 
             };
             writeln!(
                 text,
-                "  {}: {} of {ran} blocks do not count (stolen or others' time){}; with them throughput {}, CPU time {}",
+                "  {}: {} of {ran} blocks do not count (stolen or others' time, or not at full speed){}; with them throughput {}, CPU time {}",
                 variant.name(),
                 ran - counts,
                 if (ran - counts) as f64 > ran as f64 * TOO_MANY {
@@ -293,6 +274,7 @@ fn marked(found: Option<Estimate>) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::paired::Slice;
+    use super::super::yardstick::InRuns;
     use super::*;
 
     fn entries(variant: Variant, blocks: std::ops::Range<usize>, cost: f64) -> Vec<Entry> {
@@ -313,8 +295,8 @@ mod tests {
                             p99_ns: 0.0,
                             cpu_ns: cost,
                             tracer_cpus: 0.01,
-                            yardsticks: 0.0,
-                            at_speed: 0.0,
+                            cpus: 2.0,
+                            yardsticks: InRuns::default(),
                             steal: 0.0,
                             others: if block == 0 { 0.5 } else { 0.0 },
                         },
@@ -333,7 +315,7 @@ mod tests {
         let text = tables(&all).expect("text");
         for part in [
             "palisade            9    9803922        - |      2.00%    2.00%  ",
-            "palisade: 1 of 10 blocks do not count (stolen or others' time); with them",
+            "palisade: 1 of 10 blocks do not count (stolen or others' time, or not at full speed); with them",
             "control none-again throughput: true 0.00 %, 95 % interval 1.00 to 1.00 %: DOES NOT HOLD",
             "control burn       throughput: true 1.01 %",
             "bpftrace against palisade, throughput: 2.94 % (2.94 to 2.94, 9 cycles): costs more",
@@ -344,7 +326,7 @@ mod tests {
         let half = entries(Variant::Perf, 0..2, 1.1);
         let text = tables(&half).expect("text");
         assert!(
-            text.contains("perf: 1 of 2 blocks do not count (stolen or others' time): TOO MANY"),
+            text.contains("perf: 1 of 2 blocks do not count (stolen or others' time, or not at full speed): TOO MANY"),
             "{text}"
         );
     }

@@ -75,8 +75,7 @@ impl Workload {
         match (self, variant) {
             (Workload::Serving | Workload::Yardstick, Variant::Palisade) => 4,
             (Workload::Serving | Workload::Yardstick, Variant::Again) => 2,
-            // Seen where all that a second brings counts, not where the median request does.
-            (Workload::Serving, Variant::Burn) => 1,
+            (Workload::Serving | Workload::Yardstick, Variant::Burn) => 1,
             (_, Variant::Burn) => 0,
             _ => 1,
         }
@@ -100,7 +99,7 @@ impl Workload {
                 "ONNX Runtime on the CPU behind HTTP on loopback, one server a CPU; requests"
             }
             Workload::Yardstick => {
-                "the same server, which runs the model once for itself before each answer; what a request costs in these runs"
+                "the same server, which runs the model for itself before each answer; what a request costs in these runs"
             }
             Workload::Hackbench => {
                 "hackbench over pipes, one of 40 processes on each CPU; messages (it tells no latency)"
@@ -131,7 +130,7 @@ pub struct Prepared {
 #[derive(Debug)]
 struct Server {
     port: String,
-    _process: crate::Ward,
+    process: crate::Ward,
 }
 
 impl Prepared {
@@ -193,7 +192,30 @@ impl Prepared {
         if made.made == 0 {
             bail!("{} made nothing", self.workload.name());
         }
+        if self.workload == Workload::Yardstick && made.yardsticks.runs <= 0.0 {
+            bail!("the server does not say what a request took");
+        }
         Ok(made)
+    }
+
+    /// Whether the control that burns is the servers' own doing here: what a request takes longer for others is not seen.
+    pub fn burns_itself(&self) -> bool {
+        self.workload == Workload::Yardstick
+    }
+
+    /// Has the servers take a hundredth longer for each request, or no longer.
+    pub fn burn(&mut self, on: bool) -> Result<()> {
+        use std::io::Write as _;
+        for server in &mut self.servers {
+            let say = server
+                .process
+                .0
+                .stdin
+                .as_mut()
+                .context("no standard input")?;
+            say.write_all(if on { b"spin\n" } else { b"rest\n" })?;
+        }
+        Ok(())
     }
 
     /// Which load it is.
@@ -268,7 +290,7 @@ fn server(cgroup: &TestCgroup, mut command: Command) -> Result<Server> {
         .with_context(|| format!("the model server says {line:?}"))?;
     Ok(Server {
         port: port.to_owned(),
-        _process: process,
+        process,
     })
 }
 
@@ -295,10 +317,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_variant_runs_with_every_load_but_the_burn_which_serving_alone_needs() {
+    fn every_variant_runs_with_every_load_but_the_burn_which_servers_alone_need() {
         for workload in Workload::ALL {
             for variant in Variant::ALL {
-                let runs = variant != Variant::Burn || workload == Workload::Serving;
+                let serving = matches!(workload, Workload::Serving | Workload::Yardstick);
+                let runs = variant != Variant::Burn || serving;
                 assert_eq!(
                     workload.weight(variant) > 0,
                     runs,

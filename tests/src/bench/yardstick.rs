@@ -1,8 +1,8 @@
 //! What a request costs in the server's own runs of the model, while the machine is at its full speed.
 //!
 //! A request is more than the model's run, and a machine that is slowed down (by who else uses its cores) slows the
-//! one more than the other. So only requests count whose neighbouring runs were about as fast as any were: what is
-//! chosen by these runs, which meet no hook, is chosen alike with tracing and without.
+//! one more than the other. So only requests count whose neighbouring runs were about as fast as any were so far. These
+//! runs come right after another run, so that what tracing leaves in the caches hardly changes which are chosen.
 
 use super::stats::{median, quantile};
 use anyhow::{Context, Result};
@@ -39,13 +39,39 @@ impl FromStr for Yardstick {
 /// What a slice's requests took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct InRuns {
-    /// Median over the requests at full speed, or over all where there are none; 0 where nothing is measured.
+    /// Trimmed mean over the requests at full speed (over all where there are none); 0 where nothing is measured.
     pub runs: f64,
     /// Part of the requests that were at full speed.
     pub at_speed: f64,
+    /// Median of all runs, nanoseconds.
+    pub run_ns: f64,
+    /// Longest run that counted as at full speed, nanoseconds.
+    pub full_speed_ns: f64,
 }
 
-/// The machine's full speed, as far as it was seen.
+impl InRuns {
+    /// Of servers that are measured each for itself: means, and the least part at full speed.
+    pub fn of_all(servers: &[InRuns]) -> InRuns {
+        let mean =
+            |of: fn(&InRuns) -> f64| servers.iter().map(of).sum::<f64>() / servers.len() as f64;
+        if servers.is_empty() {
+            return InRuns::default();
+        }
+        InRuns {
+            runs: mean(|it| it.runs),
+            at_speed: servers.iter().map(|it| it.at_speed).fold(1.0, f64::min),
+            run_ns: mean(|it| it.run_ns),
+            full_speed_ns: mean(|it| it.full_speed_ns),
+        }
+    }
+
+    /// What a request takes of all CPUs, if a tracer's own processes leave this part of them.
+    pub fn with_tracer(&self, left: f64) -> f64 {
+        self.runs / left
+    }
+}
+
+/// The full speed of one CPU, as far as it was seen.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Speed {
     fastest_ns: Option<f64>,
@@ -53,7 +79,7 @@ pub struct Speed {
 
 impl Speed {
     /// What these requests took.
-    pub fn median(&mut self, requests: &[Yardstick]) -> InRuns {
+    pub fn judge(&mut self, requests: &[Yardstick]) -> InRuns {
         if requests.is_empty() {
             return InRuns::default();
         }
@@ -61,19 +87,28 @@ impl Speed {
         let now = quantile(&times, FASTEST);
         let fastest = self.fastest_ns.map_or(now, |fastest| fastest.min(now));
         self.fastest_ns = Some(fastest);
-        let at_speed = requests
-            .iter()
-            .filter(|it| it.run_ns <= fastest * TOLERANCE);
+        let full_speed_ns = fastest * TOLERANCE;
+        let at_speed = requests.iter().filter(|it| it.run_ns <= full_speed_ns);
         let mut runs: Vec<f64> = at_speed.map(|it| it.runs).collect();
         let part = runs.len() as f64 / requests.len() as f64;
         if runs.is_empty() {
             runs = requests.iter().map(|it| it.runs).collect();
         }
         InRuns {
-            runs: median(&runs),
+            runs: trimmed_mean(runs),
             at_speed: part,
+            run_ns: median(&times),
+            full_speed_ns,
         }
     }
+}
+
+/// The mean without the smallest and the largest tenth.
+fn trimmed_mean(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let cut = values.len() / 10;
+    let kept = &values[cut..values.len() - cut];
+    kept.iter().sum::<f64>() / kept.len() as f64
 }
 
 #[cfg(test)]
@@ -84,35 +119,65 @@ mod tests {
         Yardstick { runs, run_ns }
     }
 
+    fn near(found: f64, expected: f64) {
+        assert!((found - expected).abs() < 1e-9, "{found} {expected}");
+    }
+
     #[test]
     fn requests_of_a_slow_machine_do_not_count() {
         let mut speed = Speed::default();
-        let fast = vec![of(1.2, 100.0); 10];
-        assert_eq!(
-            speed.median(&fast),
-            InRuns {
-                runs: 1.2,
-                at_speed: 1.0
-            }
-        );
-        let mut mixed = fast.clone();
-        mixed.extend(vec![of(1.5, 106.0); 30]);
-        assert_eq!(
-            speed.median(&mixed),
-            InRuns {
-                runs: 1.2,
-                at_speed: 0.25
-            }
-        );
-        let slow = [of(1.4, 150.0), of(1.5, 150.0), of(1.6, 150.0)];
-        assert_eq!(
-            speed.median(&slow),
-            InRuns {
-                runs: 1.5,
-                at_speed: 0.0
-            }
-        );
-        assert_eq!(speed.median(&[]), InRuns::default());
+        let mut requests = vec![of(1.2, 100.0); 10];
+        let all = speed.judge(&requests);
+        near(all.runs, 1.2);
+        near(all.at_speed, 1.0);
+        requests.extend(vec![of(1.5, 106.0); 30]);
+        let mixed = speed.judge(&requests);
+        near(mixed.runs, 1.2);
+        near(mixed.at_speed, 0.25);
+        near(mixed.full_speed_ns, 105.0);
+        near(mixed.run_ns, 106.0);
+        let slow = speed.judge(&[of(1.4, 150.0), of(1.5, 150.0), of(1.6, 150.0)]);
+        near(slow.runs, 1.5);
+        near(slow.at_speed, 0.0);
+        assert_eq!(speed.judge(&[]), InRuns::default());
+    }
+
+    #[test]
+    fn a_cost_that_half_of_the_requests_have_is_seen_by_half() {
+        let mut speed = Speed::default();
+        let mut judge = |long: f64| {
+            let requests: Vec<_> = (0..1000)
+                .map(|at| of(if at % 2 == 0 { 1.0 } else { long }, 100.0))
+                .collect();
+            speed.judge(&requests).runs
+        };
+        near(judge(1.5), 1.25);
+        near(judge(1.52), 1.26);
+    }
+
+    #[test]
+    fn servers_count_alike_and_the_worst_speed_counts() {
+        let one = InRuns {
+            runs: 1.0,
+            at_speed: 0.5,
+            run_ns: 10.0,
+            full_speed_ns: 12.0,
+        };
+        let other = InRuns {
+            runs: 2.0,
+            at_speed: 0.1,
+            run_ns: 30.0,
+            full_speed_ns: 14.0,
+        };
+        let both = InRuns {
+            runs: 1.5,
+            at_speed: 0.1,
+            run_ns: 20.0,
+            full_speed_ns: 13.0,
+        };
+        assert_eq!(InRuns::of_all(&[one, other]), both);
+        assert_eq!(InRuns::of_all(&[]), InRuns::default());
+        near(both.with_tracer(0.75), 2.0);
     }
 
     #[test]

@@ -12,8 +12,9 @@
 use anyhow::{Context, Result, bail};
 use palisade_tests::bench::histogram::Histogram;
 use palisade_tests::bench::loads::Made;
-use palisade_tests::bench::yardstick::{Speed, Yardstick};
+use palisade_tests::bench::yardstick::{InRuns, Speed, Yardstick};
 use rustix::fs::{Mode, OFlags};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -78,8 +79,8 @@ fn pin(cpu: usize) -> Result<()> {
 struct Work {
     made: u64,
     times: Histogram,
-    /// What each request took, where a server tells it.
-    yardsticks: Vec<Yardstick>,
+    /// What a request took in runs, where a server tells it.
+    yardsticks: InRuns,
 }
 
 impl From<(u64, Option<Histogram>)> for Work {
@@ -87,7 +88,7 @@ impl From<(u64, Option<Histogram>)> for Work {
         Self {
             made,
             times: times.unwrap_or_default(),
-            yardsticks: Vec::new(),
+            yardsticks: InRuns::default(),
         }
     }
 }
@@ -98,7 +99,7 @@ fn serve<W: Into<Work>>(
     mut work: impl FnMut(Duration) -> Result<W>,
 ) -> Result<()> {
     println!("ready");
-    let (mut line, mut speed) = (String::new(), Speed::default());
+    let mut line = String::new();
     while std::io::stdin().read_line(&mut line)? > 0 {
         let length = match line.trim().strip_prefix("go ") {
             Some(seconds) => self::length(seconds)?,
@@ -111,7 +112,7 @@ fn serve<W: Into<Work>>(
             seconds: start.elapsed().as_secs_f64(),
             p50_ns: done.times.quantile(0.5),
             p99_ns: done.times.quantile(0.99),
-            yardsticks: speed.median(&done.yardsticks),
+            yardsticks: done.yardsticks,
         };
         println!("{}", serde_json::to_string(&made)?);
         line.clear();
@@ -258,28 +259,36 @@ fn requests(bytes: usize, length: Duration, ports: &[&str]) -> Result<()> {
         format!("POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {bytes}\r\n\r\n")
             .into_bytes();
     request.extend((0..bytes).map(|at| at as u8));
+    // By CPU: each has its own speed.
+    let mut speeds = BTreeMap::<usize, Speed>::new();
     serve(length, |length| {
         let until = Instant::now() + length;
-        let mut sum = Work::default();
+        let (mut times, mut told) = (Histogram::default(), BTreeMap::<usize, Vec<_>>::new());
         thread::scope(|scope| {
             let request = &request;
             let askers = connections.iter_mut().map(|(cpu, stream, answers)| {
                 let cpu = *cpu;
-                scope.spawn(move || {
+                let asker = scope.spawn(move || {
                     pin(cpu)?;
                     client(stream, answers, request, until)
-                })
+                });
+                (cpu, asker)
             });
             let askers: Vec<_> = askers.collect();
-            for asker in askers {
-                let done = joined(asker)?;
-                sum.times.merge(&done.times);
-                sum.yardsticks.extend(done.yardsticks);
+            for (cpu, asker) in askers {
+                let (found, yardsticks) = joined(asker)?;
+                times.merge(&found);
+                told.entry(cpu).or_default().extend(yardsticks);
             }
             anyhow::Ok(())
         })?;
-        sum.made = sum.times.total();
-        Ok(sum)
+        let servers = told.into_iter().filter(|(_, told)| !told.is_empty());
+        let servers = servers.map(|(cpu, told)| speeds.entry(cpu).or_default().judge(&told));
+        Ok(Work {
+            made: times.total(),
+            times,
+            yardsticks: InRuns::of_all(&servers.collect::<Vec<_>>()),
+        })
     })
 }
 
@@ -289,8 +298,9 @@ fn client(
     answers: &mut BufReader<TcpStream>,
     request: &[u8],
     until: Instant,
-) -> Result<Work> {
-    let (mut done, mut line, mut body) = (Work::default(), String::new(), Vec::new());
+) -> Result<(Histogram, Vec<Yardstick>)> {
+    let (mut times, mut yardsticks) = (Histogram::default(), Vec::new());
+    let (mut line, mut body) = (String::new(), Vec::new());
     while Instant::now() < until {
         let start = Instant::now();
         stream.write_all(request)?;
@@ -304,7 +314,7 @@ fn client(
                 length = value.trim().parse()?;
             }
             if let Some(value) = line.strip_prefix("Yardsticks: ") {
-                done.yardsticks.push(value.parse()?);
+                yardsticks.push(value.parse()?);
             }
             if line == "\r\n" {
                 break;
@@ -312,9 +322,9 @@ fn client(
         }
         body.resize(length, 0);
         answers.read_exact(&mut body)?;
-        done.times.add(start.elapsed().as_nanos() as u64);
+        times.add(start.elapsed().as_nanos() as u64);
     }
-    Ok(done)
+    Ok((times, yardsticks))
 }
 
 fn churn(per_second: u64, length: Duration) -> Result<()> {

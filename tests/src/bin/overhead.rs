@@ -9,7 +9,7 @@ use palisade_tests::bench::stats::{Random, median};
 use palisade_tests::bench::table::tables;
 use palisade_tests::bench::tracers::{Tracer, Variant};
 use palisade_tests::bench::workloads::{Prepared, Workload};
-use palisade_tests::bench::{python, report};
+use palisade_tests::bench::{interrupt, python, report};
 use palisade_tests::{TestCgroup, cannot_run_live};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "overhead [--minutes 20] [--seconds 1] [--seed 1] [--file RESULTS.jsonl] \
+const USAGE: &str = "overhead [--minutes 30] [--seconds 1] [--seed 1] [--file RESULTS.jsonl] \
                      [--loads serving,yardstick,hackbench,switches,calls] [--variants none-again,burn,palisade,…], or \
                      overhead --from RESULTS.jsonl[,RESULTS.jsonl…]: only the tables of earlier runs";
 /// The load waits while a tracer starts or ends: beside one that takes all CPUs a start takes many times as long. After
@@ -61,11 +61,12 @@ fn main() -> Result<ExitCode> {
     if report::bpf_stats() != Some(false) {
         bail!("bpf_stats is on, which costs time itself: sysctl kernel.bpf_stats_enabled=0");
     }
+    interrupt::catch()?;
     println!("{}", report::machine());
     warn_of_others();
     let mut absent = Vec::new();
     let mut bench = Bench::prepare(&arguments, &mut absent)?;
-    let minutes: f64 = arguments.value("minutes", 20.0)?;
+    let minutes: f64 = arguments.value("minutes", 30.0)?;
     let groups: Vec<Vec<Workload>> = Workload::GROUPS
         .iter()
         .map(|group| {
@@ -187,7 +188,7 @@ impl Bench {
             for variant in cycle(&weights, &mut self.random) {
                 // A block that might not end in time is not begun.
                 let longest = longest.entry(variant).or_default();
-                if start.elapsed() + *longest > budget {
+                if interrupt::asked() || start.elapsed() + *longest > budget {
                     println!("{names}: {}", progress(&self.entries[first..], start));
                     return Ok(());
                 }
@@ -212,6 +213,12 @@ impl Bench {
     ) -> Result<()> {
         let beside = loads.first().context("no load")?.cgroup();
         let pause = self.variants.get(&variant).copied().unwrap_or_default();
+        let burns_itself = variant == Variant::Burn && loads.iter().all(Prepared::burns_itself);
+        let started = if burns_itself {
+            Variant::Again
+        } else {
+            variant
+        };
         let mut tracer = None;
         // Every block begins with the same: settling, whatever ran before it.
         let mut settled = false;
@@ -219,13 +226,16 @@ impl Bench {
             let begun = Instant::now();
             if traced != tracer.is_some() {
                 let ended = tracer.take().map_or(Ok(()), Tracer::end);
-                let start = || Tracer::start(variant, &self.cpus, &beside);
+                let start = || Tracer::start(started, &self.cpus, &beside);
                 match ended.and_then(|()| traced.then(start).transpose()) {
                     Ok(running) => tracer = running,
                     Err(error) => {
                         self.fail(variant, &error);
                         return Ok(());
                     }
+                }
+                for load in loads.iter_mut().filter(|_| burns_itself) {
+                    load.burn(traced)?;
                 }
                 settled = false;
             }
@@ -254,6 +264,9 @@ impl Bench {
         }
         if let Err(error) = tracer.map_or(Ok(()), Tracer::end) {
             self.fail(variant, &error);
+        }
+        for load in loads.iter_mut().filter(|_| burns_itself) {
+            load.burn(false)?;
         }
         Ok(())
     }
@@ -285,8 +298,8 @@ impl Bench {
             p99_ns: made.p99_ns as f64,
             cpu_ns: (own + tracers) * 1e9 / made.made as f64,
             tracer_cpus: tracers / wall,
-            yardsticks: made.yardsticks.runs / (1.0 - tracers / all),
-            at_speed: made.yardsticks.at_speed,
+            cpus: self.cpus.len() as f64,
+            yardsticks: made.yardsticks,
             steal: ticks.steal() / all,
             others: ((ticks.busy() - own - tracers) / all).max(0.0),
         })

@@ -289,15 +289,17 @@ fn a_flood_of_refused_calls_does_not_hide_a_holder() {
 
 #[test]
 fn a_call_is_that_workload_s_which_is_watched_when_it_returns() {
-    const LONG: Duration = Duration::from_secs(1);
+    const LONG: Duration = Duration::from_secs(2);
     let name = "a_call_is_that_workload_s_which_is_watched_when_it_returns";
     let Some(object) = object(name) else {
         return;
     };
-    let (stays, leaves, new) = (Cgroup::new(), Cgroup::new(), Cgroup::new());
+    let (stays, leaves) = (Cgroup::new(), Cgroup::new());
+    let (old, new) = (Cgroup::new(), Cgroup::new());
     let holders = [(); 3].map(|()| Child::new(|| hold_for(&ptmx(), LONG, 1)));
-    let [stayer, leaver, mover] = &holders;
-    for (holder, cgroup) in [(stayer, &stays), (leaver, &leaves), (mover, &stays)] {
+    let [stayer, _, mover] = &holders;
+    let first = [&stays, &leaves, &old];
+    for (holder, cgroup) in holders.iter().zip(first) {
         cgroup.take(holder.pid);
     }
     let options = SensorOptions {
@@ -305,15 +307,16 @@ fn a_call_is_that_workload_s_which_is_watched_when_it_returns() {
             slow: LONG / 2,
             ..PTMX
         }],
-        ..options(&[&stays, &leaves], &[Kind::GpuExit])
+        ..options(&first, &[Kind::GpuExit])
     };
     let watch = Watch::new(object, options);
     holders.iter().for_each(Child::start);
     let end = Instant::now() + LONG / 2;
-    let both = [&stays, &leaves].map(|cgroup| WorkloadId(cgroup.id()));
-    while !both.iter().all(|it| watch.view.in_call(*it)) && Instant::now() < end {
+    let in_call = || first.map(|cgroup| watch.view.in_call(WorkloadId(cgroup.id())));
+    while in_call() != [true; 3] && Instant::now() < end {
         thread::sleep(Duration::from_millis(1));
     }
+    let began = in_call();
     new.take(mover.pid);
     watch.handle.set_scope(scope(&[&stays, &new]));
     watch.settle();
@@ -323,6 +326,10 @@ fn a_call_is_that_workload_s_which_is_watched_when_it_returns() {
         eprintln!("SKIPPED {name}: userfaultfd is not permitted");
         return;
     }
+    assert_eq!(
+        began, [true; 3],
+        "all were in their call when the scope changed"
+    );
     let seen = watch.stop();
     let calls = seen
         .of(kind::GPU_EXIT)

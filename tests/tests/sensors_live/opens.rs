@@ -71,7 +71,7 @@ fn anonymous_program(name: &CStr) -> fs::File {
 }
 
 /// Executes a file in a child and waits for it; whether that went well.
-fn execute(path: &Path) -> bool {
+pub fn execute(path: &Path) -> bool {
     let path = CString::new(path.as_os_str().as_bytes()).expect("no NUL");
     // SAFETY: the child only makes system calls.
     match unsafe { fork() } {

@@ -1,8 +1,9 @@
 //! Verified first and attached later: what was prepared is a guess, what counts is what is asked for then.
 
-use crate::support::*;
+use crate::{opens::execute, support::*};
 use palisade::sensors::Sensors;
 use palisade_abi::{Kind, kind};
+use std::path::Path;
 
 #[test]
 fn what_is_attached_is_what_was_asked_for_and_not_what_was_prepared() {
@@ -11,11 +12,14 @@ fn what_is_attached_is_what_was_asked_for_and_not_what_was_prepared() {
         return;
     };
     let (prepared, inside) = (Cgroup::new(), Cgroup::new());
-    let child = Child::new(|| {
+    let work = || {
         let device = ptmx();
-        (0..10).map(|_| ask_window_size(&device)).sum()
-    });
+        let answers: i32 = (0..10).map(|_| ask_window_size(&device)).sum();
+        answers + i32::from(!execute(Path::new("/bin/true")))
+    };
+    let (child, other) = (Child::new(work), Child::new(work));
     inside.take(child.pid);
+    prepared.take(other.pid);
     let guess = options(&[&prepared], &[Kind::Exec, Kind::SampleMaps]);
     let mut sensors = Sensors::prepare(object, guess).expect("sensors");
     let attached = |sensors: &Sensors| -> Vec<String> {
@@ -31,9 +35,11 @@ fn what_is_attached_is_what_was_asked_for_and_not_what_was_prepared() {
     assert_eq!(attached(&sensors), ["process exit", "driver call"]);
 
     let watch = Watch::of(sensors);
-    assert_eq!(child.run(), 0);
+    let pid = child.pid.as_raw() as u32;
+    assert_eq!((child.run(), other.run()), (0, 0));
     let seen = watch.stop();
     seen.assert_none_lost();
-    assert_eq!(seen.count(kind::GPU_EXIT), 10);
+    let calls = seen.of(kind::GPU_EXIT).map(|it| it.header.pid);
+    assert_eq!(calls.collect::<Vec<_>>(), [pid; 10]);
     assert_eq!(seen.count(kind::EXEC), 0);
 }
