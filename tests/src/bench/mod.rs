@@ -8,7 +8,6 @@
 pub mod arguments;
 pub mod histogram;
 pub mod identity;
-pub mod interrupt;
 pub mod loads;
 pub mod memory;
 pub mod paired;

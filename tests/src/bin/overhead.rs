@@ -9,7 +9,7 @@ use palisade_tests::bench::stats::{Random, median};
 use palisade_tests::bench::table::tables;
 use palisade_tests::bench::tracers::{Tracer, Variant};
 use palisade_tests::bench::workloads::{Prepared, Workload};
-use palisade_tests::bench::{interrupt, python, report};
+use palisade_tests::bench::{python, report};
 use palisade_tests::{TestCgroup, cannot_run_live};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -61,7 +61,6 @@ fn main() -> Result<ExitCode> {
     if report::bpf_stats() != Some(false) {
         bail!("bpf_stats is on, which costs time itself: sysctl kernel.bpf_stats_enabled=0");
     }
-    interrupt::catch()?;
     println!("{}", report::machine());
     warn_of_others();
     let mut absent = Vec::new();
@@ -188,7 +187,7 @@ impl Bench {
             for variant in cycle(&weights, &mut self.random) {
                 // A block that might not end in time is not begun.
                 let longest = longest.entry(variant).or_default();
-                if interrupt::asked() || start.elapsed() + *longest > budget {
+                if start.elapsed() + *longest > budget {
                     println!("{names}: {}", progress(&self.entries[first..], start));
                     return Ok(());
                 }
