@@ -310,7 +310,7 @@ fn count(task: Typed, call: &mut InFlight, result: i64) -> Option<()> {
 }
 
 /// Whether a watched call's caller still is, if the agent changed the scope meanwhile. By address: that comes seldom, and
-/// typed loads take the verifier a hundred times as long.
+/// it is typed loads that the verifier takes long for.
 #[inline(always)]
 fn renew(config: &Config, task: Typed, call: &mut InFlight) {
     let generation = generation(config);

@@ -10,14 +10,15 @@ use super::roots::Follower;
 use super::tape::Tape;
 use super::watch::Alarm;
 use super::{
-    OWN_PROGRAM, Shared, answer, asked, kernel_release, kinds, lookup, named, options, sink,
+    OWN_PROGRAM, Shared, answer, asked, kernel_release, kinds, lookup, named, of_the_kernel,
+    options, sink,
 };
 use crate::audit::Entry;
 use crate::config::Config;
 use crate::exit::{self, coded};
 use crate::identity::{ScopeRoots, layout::Layout};
 use crate::policy::{Engine, EngineOptions, Events, Lookup, PolicyEvent};
-use crate::sensors::{Scope, SensorError, SensorHandle, SensorOptions, Sensors};
+use crate::sensors::{Scope, SensorHandle, SensorOptions, Sensors};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -140,10 +141,6 @@ fn prepare(
     let scope = options.scope.clone();
     let sensors = Sensors::prepare(object, options).map_err(of_the_kernel)?;
     Ok((sensors, scope))
-}
-
-fn of_the_kernel(error: SensorError) -> anyhow::Error {
-    coded(exit::KERNEL, format!("{error}; run: palisade doctor"))
 }
 
 /// What the policies will subscribe to, as far as their files say so by now: what is wrong with one is told when it

@@ -96,9 +96,13 @@ fn programs_and_layout() -> Result<(&'static [u8], Layout)> {
             "this binary was built without its eBPF programs: build it with ./x build",
         )
     })?;
-    let layout = Layout::detect()
-        .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
+    let layout = Layout::detect().map_err(of_the_kernel)?;
     Ok((object, layout))
+}
+
+/// What the kernel lacks or refuses, with where to look.
+fn of_the_kernel(error: impl std::fmt::Display) -> anyhow::Error {
+    coded(exit::KERNEL, format!("{error}; run: palisade doctor"))
 }
 
 /// This very binary, also after its file was replaced.

@@ -6,7 +6,7 @@
 
 use super::roots::Follower;
 use super::tape::Tape;
-use super::{LIFE, named, options, programs_and_layout};
+use super::{LIFE, named, of_the_kernel, options, programs_and_layout};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::exit::{self, coded};
@@ -61,8 +61,7 @@ pub fn record(
     let sensor_options = options::sensor_options(config, &layout, options.kinds | LIFE)
         .map_err(|error| coded(exit::CONFIG, error))?;
     let scope = sensor_options.scope.clone();
-    let sensors = Sensors::load(object, sensor_options)
-        .map_err(|error| coded(exit::KERNEL, format!("{error}; run: palisade doctor")))?;
+    let sensors = Sensors::load(object, sensor_options).map_err(of_the_kernel)?;
     let tables = Tables::new(layout.clone(), identity::Limits::default());
     tables.seed_from_proc().context("cannot read /proc")?;
     let tape = Tape::create(&options.output, config)?;
