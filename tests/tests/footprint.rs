@@ -20,7 +20,7 @@ const TELLING: usize = 3;
 
 /// Whether this kernel reports what a map takes; says so if not.
 fn reports(test: &str) -> bool {
-    let release = palisade::runtime::kernel_release();
+    let release = palisade::sensors::kernel_release();
     let mut numbers = release
         .split('.')
         .map_while(|word| word.parse::<u32>().ok());

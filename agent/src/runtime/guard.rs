@@ -10,15 +10,14 @@ use super::roots::Follower;
 use super::tape::Tape;
 use super::watch::Alarm;
 use super::{
-    OWN_PROGRAM, Shared, answer, asked, kernel_release, kinds, lookup, named, of_the_kernel,
-    options, sink,
+    OWN_PROGRAM, Shared, answer, asked, kinds, lookup, named, of_the_kernel, options, sink,
 };
 use crate::audit::Entry;
 use crate::config::Config;
 use crate::exit::{self, coded};
 use crate::identity::{ScopeRoots, layout::Layout};
 use crate::policy::{Engine, EngineOptions, Events, Lookup, PolicyEvent};
-use crate::sensors::{Scope, SensorHandle, SensorOptions, Sensors};
+use crate::sensors::{Scope, SensorHandle, SensorOptions, Sensors, kernel_release};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};

@@ -296,11 +296,3 @@ fn named<T: Send + 'static>(
         .spawn(body)
         .with_context(|| format!("cannot start the thread '{name}'"))
 }
-
-/// Release of the running kernel, as `uname -r` prints it.
-pub fn kernel_release() -> String {
-    rustix::system::uname()
-        .release()
-        .to_string_lossy()
-        .into_owned()
-}

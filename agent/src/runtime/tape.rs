@@ -8,6 +8,7 @@ use crate::boot_clock;
 use crate::config::Config;
 use crate::identity::Tables;
 use crate::recording::{CoreStart, Destination, Entry, Identity, Origin, Recorder, digest};
+use crate::sensors::kernel_release;
 use anyhow::{Context, Result};
 use palisade_abi::{ModelFile, kind};
 use palisade_core::{Input, PolicyOutput, ProcessId, Target, TargetFacts, WorkloadId};
@@ -136,7 +137,7 @@ fn origin(config: &Config, policies: Vec<String>) -> Origin {
         agent: env!("CARGO_PKG_VERSION").to_owned(),
         abi: palisade_abi::ABI_VERSION,
         boot_id: boot_id.unwrap_or_default().trim().to_owned(),
-        kernel: super::kernel_release(),
+        kernel: kernel_release(),
         config_sha256: config.digest.clone(),
         window_ns: nanos(config.watch.window),
         started_ns: boot_clock::now_ns(),

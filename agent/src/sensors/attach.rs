@@ -3,7 +3,7 @@
 //! Invariants:
 //! - A hook is attached while, and only while, a wanted kind needs it.
 //! - Why a rung failed is never dropped: it is in the report, with the verifier's last lines.
-//! - What the kernel lacks is tried once; a program that it had no memory to verify just then, again.
+//! - What the kernel lacks is tried once; a program for which there was no memory or descriptor just then, again.
 
 use super::{
     SensorError, Way,
@@ -13,7 +13,6 @@ use super::{
     load::take,
     offsets::{Group, Missing},
     places::Places,
-    program_info,
     tracefs::TracefsError,
 };
 use aya::{
@@ -21,6 +20,7 @@ use aya::{
     maps::{Array, MapData},
     programs::ProgramError,
 };
+use nix::errno::Errno;
 use serde::Serialize;
 use std::{io, path::PathBuf};
 
@@ -164,8 +164,7 @@ impl Hooks {
     /// Has the kernel verify what `kinds` needs, so that attaching takes little.
     pub(super) fn load(&mut self, ebpf: &mut Ebpf, kinds: u64) {
         self.climb(ebpf, kinds, |attacher, rung| {
-            // A library is looked for when its turn comes, once.
-            if !matches!(rung, Rung::Uprobe { .. }) {
+            if rung.loads_ahead() {
                 attacher.load(rung)?;
             }
             Ok(None)
@@ -269,19 +268,16 @@ impl Hooks {
     }
 
     /// What the kernel counts about the attached programs.
-    pub(super) fn runs(&self, ebpf: &Ebpf) -> Vec<ProgramRuns> {
-        let told = |program: &str| program_info::runs(ebpf.program(program)?.fd().ok()?);
+    pub(super) fn runs(&self) -> Vec<ProgramRuns> {
         let attached = self.slots.iter().filter_map(|slot| {
-            let (rung, _) = slot.attached.as_ref()?;
+            let (_, attached) = slot.attached.as_ref()?;
             let sum = ProgramRuns {
                 hook: slot.hook.name,
                 kinds: slot.hook.kinds,
                 skipped: slot.missed_returns(),
                 ..ProgramRuns::default()
             };
-            // A program whose place the machine lacks is not loaded.
-            let each = rung.programs().filter_map(told);
-            Some(each.fold(sum, |sum, one| ProgramRuns {
+            Some(attached.runs().fold(sum, |sum, one| ProgramRuns {
                 runs: sum.runs + one.run_cnt,
                 run_ns: sum.run_ns + one.run_time_ns,
                 skipped: sum.skipped + one.recursion_misses,
@@ -315,14 +311,15 @@ fn may_come(hook: &Hook, rung: Rung) -> bool {
     }
 }
 
-/// Whether the kernel refused a program for want of something that it may have in the next moment.
+/// Whether a program is missing for want of something that may be there in the next moment.
 fn may_pass(error: &SensorError) -> bool {
-    let SensorError::Verifier { source, .. } = error else {
+    let (SensorError::Verifier { source, .. } | SensorError::Descriptor { source, .. }) = error
+    else {
         return false;
     };
     matches!(
-        source.kind(),
-        io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+        source.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR | Errno::EMFILE | Errno::ENFILE)
     )
 }
 
@@ -378,7 +375,7 @@ mod tests {
     use nix::libc;
 
     #[test]
-    fn want_of_memory_may_pass_and_a_refusal_does_not() {
+    fn want_of_memory_or_descriptors_may_pass_and_a_refusal_does_not() {
         let refused = |errno| SensorError::Verifier {
             program: "x".into(),
             source: io::Error::from_raw_os_error(errno),
@@ -390,6 +387,9 @@ mod tests {
         for errno in [libc::EINVAL, libc::EPERM, libc::E2BIG] {
             assert!(!may_pass(&refused(errno)), "{errno}");
         }
+        let source = io::Error::from_raw_os_error(libc::EMFILE);
+        let program = "x".into();
+        assert!(may_pass(&SensorError::Descriptor { program, source }));
         assert!(!may_pass(&SensorError::Avoided));
     }
 }

@@ -5,8 +5,8 @@
 //! end a process whose seccomp filter does not know the kernel's `uretprobe` call.
 
 use super::{
-    AttachReport, Preemption, Scope, SensorOptions, Sensors, Way, cuda, hooks, load::BTF_PATH,
-    tracefs,
+    AttachReport, Preemption, Scope, SensorOptions, Sensors, Way, cuda, hooks,
+    kernel_version::kernel_release, load::BTF_PATH, tracefs,
 };
 use aya::{
     maps::MapType,
@@ -60,14 +60,11 @@ pub fn capabilities(
     avoid: &[Way],
     cuda_library: Option<&Path>,
 ) -> Capabilities {
-    let uname = nix::sys::utsname::uname().ok();
-    let word = |text: Option<&std::ffi::OsStr>| {
-        text.map_or_else(String::new, |text| text.to_string_lossy().into_owned())
-    };
+    let machine = rustix::system::uname();
     let tracefs = tracefs::find();
     Capabilities {
-        kernel: word(uname.as_ref().map(nix::sys::utsname::UtsName::release)),
-        machine: word(uname.as_ref().map(nix::sys::utsname::UtsName::machine)),
+        kernel: kernel_release(),
+        machine: machine.machine().to_string_lossy().into_owned(),
         privileged: may_load(),
         preemption: Preemption::detect(),
         btf: Path::new(BTF_PATH).exists(),

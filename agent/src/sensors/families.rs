@@ -6,16 +6,12 @@
 use super::{
     SensorError,
     baseline::Baselines,
-    load::{possible_cpus, take},
-    pod::Plain,
+    counter_map::CounterMap,
     quotas::Quotas,
-    shared_counters::SharedCounters,
-    window::{Collect, Collector, Key, Process, Told},
+    window::{Collect, Key, Process, Told},
 };
-use aya::{
-    Ebpf,
-    maps::{MapData, PerCpuHashMap},
-};
+use aya::Ebpf;
+use bytemuck::Pod;
 use palisade_abi::{
     CounterFamily, Counters, CountersKey, CudaCounters, FaultCounters, GpuCommandCounters,
     GpuCommandKey, GpuCounters, GpuCountersKey, GpuLatencyCounters, HISTOGRAM_BUCKETS, Histogram,
@@ -24,6 +20,7 @@ use palisade_abi::{
     SampleGpuCommand, SampleInference, SampleMaps, SampleNet, SampleReads, SampleReclaim,
     SampleSched, SampleSyscalls, SyscallCounters,
 };
+use std::fmt::{self, Debug};
 
 macro_rules! key {
     ($($key:ty),*) => {$(
@@ -80,7 +77,7 @@ pub(super) fn all(ebpf: &mut Ebpf) -> Result<Vec<Box<dyn Collect>>, SensorError>
             counters,
         )?,
         family(ebpf, "GPU_COUNTERS", &[K::SampleGpu], gpu)?,
-        Box::new(GpuLatencies::new(ebpf)?),
+        family(ebpf, "GPU_LATENCIES", &[K::SampleGpuLatency], gpu_latency)?,
         family(
             ebpf,
             "HISTOGRAMS",
@@ -104,6 +101,13 @@ pub(super) fn all(ebpf: &mut Ebpf) -> Result<Vec<Box<dyn Collect>>, SensorError>
     ])
 }
 
+/// A counter map whose differences are told as records, each for itself.
+struct Family<K: Pod, V: Pod> {
+    map: CounterMap<K, V>,
+    kinds: u64,
+    tell: fn(&K, &V, &mut Told<'_>),
+}
+
 fn family<K, V>(
     ebpf: &mut Ebpf,
     map: &'static str,
@@ -111,12 +115,48 @@ fn family<K, V>(
     tell: fn(&K, &V, &mut Told<'_>),
 ) -> Result<Box<dyn Collect>, SensorError>
 where
-    K: Key + std::fmt::Debug + 'static,
-    V: CounterFamily + PartialEq + Send + std::fmt::Debug + 'static,
+    K: Key + Debug + 'static,
+    V: CounterFamily + PartialEq + Send + Debug + 'static,
 {
-    let map: PerCpuHashMap<MapData, Plain<K>, Plain<V>> = take(ebpf, map)?;
-    let kinds = kinds.iter().fold(0, |bits, kind| bits | kind.bit());
-    Ok(Box::new(Collector::new(map, kinds, possible_cpus()?, tell)))
+    Ok(Box::new(Family {
+        map: CounterMap::new(ebpf, map)?,
+        kinds: kinds.iter().fold(0, |bits, kind| bits | kind.bit()),
+        tell,
+    }))
+}
+
+impl<K: Pod + Debug, V: Pod + Debug> Debug for Family<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Family")
+            .field("kinds", &self.kinds)
+            .field("map", &self.map)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K, V> Collect for Family<K, V>
+where
+    K: Key + Debug,
+    V: CounterFamily + PartialEq + Send + Debug,
+{
+    fn kinds(&self) -> u64 {
+        self.kinds
+    }
+
+    fn collect(&mut self, window: u64, told: &mut Told<'_>) {
+        let (added, tell) = (told.added, self.tell);
+        self.map.read(window, added.as_ref(), |key, counts| {
+            tell(key, counts, told);
+        });
+    }
+
+    fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool) {
+        self.map.forget(window, due);
+    }
+
+    fn len(&self) -> usize {
+        self.map.len()
+    }
 }
 
 fn counters(key: &CountersKey, counts: &Counters, told: &mut Told<'_>) {
@@ -173,41 +213,14 @@ fn histogram(key: &HistogramKey, counts: &HistogramCounters, told: &mut Told<'_>
     parts(key, kind, 0, counts, told);
 }
 
-/// The histograms of driver calls, which all CPUs share.
-#[derive(Debug)]
-struct GpuLatencies(SharedCounters<GpuCountersKey, GpuLatencyCounters>);
-
-impl GpuLatencies {
-    fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
-        Ok(Self(SharedCounters::new(ebpf, "GPU_LATENCIES")?))
-    }
-}
-
-impl Collect for GpuLatencies {
-    fn kinds(&self) -> u64 {
-        Kind::SampleGpuLatency.bit()
-    }
-
-    fn collect(&mut self, window: u64, told: &mut Told<'_>) {
-        let added = told.added;
-        self.0.read(window, added.as_ref(), |key, counts| {
-            parts(
-                key,
-                Kind::SampleGpuLatency,
-                key.class,
-                &counts.histogram,
-                told,
-            );
-        });
-    }
-
-    fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool) {
-        self.0.forget(window, due);
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
+fn gpu_latency(key: &GpuCountersKey, counts: &GpuLatencyCounters, told: &mut Told<'_>) {
+    parts(
+        key,
+        Kind::SampleGpuLatency,
+        key.class,
+        &counts.histogram,
+        told,
+    );
 }
 
 /// A histogram in as many records as it takes; see [`Histogram`].

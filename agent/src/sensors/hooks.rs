@@ -116,6 +116,11 @@ impl Rung {
         first.into_iter().chain(second).chain(more.iter().copied())
     }
 
+    /// Whether its programs can be loaded before they are attached. A library is looked for when its turn comes, once.
+    pub(super) fn loads_ahead(self) -> bool {
+        !matches!(self, Rung::Uprobe { .. })
+    }
+
     /// Its family.
     pub(super) fn way(self) -> Way {
         match self {

@@ -5,12 +5,7 @@
 //! - The kernel may skip the program at a call's return. An entry that is not young is therefore compared
 //!   with what /proc shows of its thread; in doubt the thread is in its call.
 
-use super::{
-    SensorError,
-    attach::chain,
-    map_batch::{Batch, Unsupported},
-    pod::Plain,
-};
+use super::{SensorError, attach::chain, map_batch::Batch, pod::Plain};
 use crate::boot_clock;
 use aya::maps::{HashMap, IterableMap as _, Map, MapData};
 use nix::libc;
@@ -18,7 +13,7 @@ use palisade_abi::{InFlight, MAX_RESIDENT};
 use palisade_core::WorkloadId;
 use std::{fs, io::ErrorKind, os::fd::AsFd, path::Path, sync::Arc};
 
-/// Entries looked at per question where the kernel cannot hand over many at once. Twice what the
+/// Entries looked at per question where the kernel breaks off handing over many at once. Twice what the
 /// map holds: entries that come and go during the walk make the kernel start over, which this
 /// bounds.
 const MAX_LOOKS: usize = 4 * MAX_RESIDENT as usize;
@@ -112,14 +107,14 @@ pub fn sees_kernel_pids() -> bool {
     fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name == Path::new(INITIAL_PID_NAMESPACE))
 }
 
-/// The entries that the kernel hands over many at once, or, if it cannot or breaks off, one by one; `None`
-/// if that fails, too, or does not come to an end.
+/// The entries that the kernel hands over many at once, or, if it breaks off, one by one; `None` if that fails, too,
+/// or does not come to an end.
 fn whole<E>(
-    batched: impl FnOnce(&mut dyn FnMut(u64, InFlight)) -> Result<bool, Unsupported>,
+    batched: impl FnOnce(&mut dyn FnMut(u64, InFlight)) -> bool,
     one_by_one: impl Iterator<Item = Result<(u64, InFlight), E>>,
 ) -> Option<Vec<(u64, InFlight)>> {
     let mut entries = Vec::new();
-    if let Ok(true) = batched(&mut |key, call| entries.push((key, call))) {
+    if batched(&mut |key, call| entries.push((key, call))) {
         return Some(entries);
     }
     entries.clear();
@@ -236,18 +231,14 @@ mod tests {
         let entry = |key| Ok::<_, ()>((key, call(1)));
         let breaks_off = |each: &mut dyn FnMut(u64, InFlight)| {
             each(1, call(1));
-            Ok(false)
+            false
         };
         let keys = |found: Option<Vec<(u64, InFlight)>>| -> Option<Vec<u64>> {
             found.map(|entries| entries.into_iter().map(|(key, _)| key).collect())
         };
         let all = [entry(1), entry(2)];
         assert_eq!(keys(whole(breaks_off, all.into_iter())), Some(vec![1, 2]));
-        assert_eq!(
-            keys(whole(|_| Err(Unsupported), all.into_iter())),
-            Some(vec![1, 2])
-        );
-        assert_eq!(keys(whole(|_| Ok(true), all.into_iter())), Some(vec![]));
+        assert_eq!(keys(whole(|_| true, all.into_iter())), Some(vec![]));
         let failing = [entry(1), Err(())];
         assert_eq!(keys(whole(breaks_off, failing.into_iter())), None);
         let endless = std::iter::repeat(entry(1));

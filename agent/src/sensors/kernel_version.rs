@@ -7,6 +7,14 @@ use super::SensorError;
 /// may wait for itself; Linux 6.1 gave them an allocator of their own (commit "bpf: Convert hash map to bpf_mem_alloc").
 pub const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
+/// Release of the running kernel, as `uname -r` prints it.
+pub fn kernel_release() -> String {
+    rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned()
+}
+
 /// `6.18.44-x` → (6, 18)
 pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());

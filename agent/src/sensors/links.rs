@@ -11,12 +11,13 @@ use super::{
     cuda,
     hooks::Rung,
     places::Places,
+    program_info,
     tracefs::{self, TracefsError},
 };
 use aya::{
     Btf, Ebpf, Endianness,
     programs::{
-        BtfTracePoint, FEntry, FExit, KProbe, Lsm, Program, ProgramError, RawTracePoint,
+        BtfTracePoint, FEntry, FExit, KProbe, Lsm, Program, ProgramError, ProgramFd, RawTracePoint,
         TracePoint, UProbe,
         fentry::FEntryLinkId,
         fexit::FExitLinkId,
@@ -28,7 +29,13 @@ use aya::{
         uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope},
     },
 };
-use std::{cell::OnceCell, fs, path::Path};
+use aya_obj::generated::bpf_prog_info;
+use std::{
+    cell::OnceCell,
+    fs,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
 
 /// The kernel's active security modules, by comma.
 const ACTIVE_LSM: &str = "/sys/kernel/security/lsm";
@@ -48,6 +55,8 @@ enum Link {
 pub(super) struct Attached {
     /// For people.
     pub place: String,
+    /// Its programs, for what the kernel counts about them.
+    programs: Vec<OwnedFd>,
     /// By program, in the order of attaching.
     links: Vec<(&'static str, Link)>,
 }
@@ -115,15 +124,34 @@ impl Attacher<'_> {
     pub(super) fn attach(&mut self, rung: Rung) -> Result<Attached, SensorError> {
         let mut attached = Attached {
             place: rung.place(),
+            programs: Vec::new(),
             links: Vec::new(),
         };
-        match self.each(rung, Some(&mut attached)) {
-            Ok(()) => Ok(attached),
+        let result = self.each(rung, Some(&mut attached));
+        match result.and_then(|()| self.programs(rung)) {
+            Ok(programs) => {
+                attached.programs = programs;
+                Ok(attached)
+            }
             Err(error) => {
                 attached.detach(self.ebpf);
                 Err(error)
             }
         }
+    }
+
+    /// Second descriptors of a rung's programs. One whose place the machine lacks is not loaded.
+    fn programs(&self, rung: Rung) -> Result<Vec<OwnedFd>, SensorError> {
+        let names = rung.programs();
+        let loaded = names.filter_map(|name| Some((name, self.ebpf.program(name)?.fd().ok()?)));
+        let another = |(name, fd): (&str, &ProgramFd)| {
+            let fd = fd.as_fd().try_clone_to_owned();
+            fd.map_err(|source| SensorError::Descriptor {
+                program: name.into(),
+                source,
+            })
+        };
+        loaded.map(another).collect()
     }
 
     /// Loads each program and, where there is something to keep the links in, attaches it.
@@ -242,6 +270,11 @@ impl Attacher<'_> {
 }
 
 impl Attached {
+    /// What the kernel counts about its programs.
+    pub(super) fn runs(&self) -> impl Iterator<Item = bpf_prog_info> {
+        self.programs.iter().filter_map(program_info::runs)
+    }
+
     /// Detaches everything, the last first.
     pub(super) fn detach(self, ebpf: &mut Ebpf) {
         for (name, link) in self.links.into_iter().rev() {

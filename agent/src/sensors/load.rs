@@ -87,8 +87,7 @@ impl Sensors {
         if !may_load() {
             return Err(SensorError::NotRoot);
         }
-        let uname = rustix::system::uname();
-        kernel_version::check(&uname.release().to_string_lossy())?;
+        kernel_version::check(&kernel_version::kernel_release())?;
         let jit = std::fs::read_to_string(kernel_version::JIT_SWITCH);
         kernel_version::check_jit(jit.ok().as_deref())?;
         let data = std::fs::read(BTF_PATH).map_err(|source| SensorError::NoBtf {

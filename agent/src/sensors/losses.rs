@@ -14,11 +14,12 @@
 
 use super::{
     attach::ProgramRuns,
-    map_batch::{self, Batch, Unsupported},
+    map_batch::{self, Batch},
     pod::Plain,
 };
 use aya::maps::{IterableMap as _, MapData, PerCpuHashMap};
 use palisade_abi::{CpuLosses, Header, LOSS_HOOK_SKIPPED, LOSS_SOURCES, Lost, Record};
+use rustc_hash::FxBuildHasher;
 use std::collections::HashMap;
 
 /// An entry that has not changed for so long, ten minutes, is removed: soon enough to make room, and late enough that
@@ -58,15 +59,20 @@ struct Entry {
     changed_ns: u64,
 }
 
-/// What was told so far.
+/// Reads the map and tells what is new in it.
 #[derive(Debug)]
 pub(super) struct Losses {
-    /// `None` where the kernel cannot.
-    batch: Option<Batch<u64, CpuLosses>>,
+    batch: Batch<u64, CpuLosses>,
+    account: Account,
+}
+
+/// What was told so far.
+#[derive(Debug, Default)]
+struct Account {
     told: HashMap<u64, Entry>,
-    skipped: HashMap<&'static str, u64>,
+    skipped: HashMap<&'static str, u64, FxBuildHasher>,
     /// Records lost since the start, by [`LOSS_SOURCES`].
-    pub totals: [u64; LOSS_SOURCES.len()],
+    totals: [u64; LOSS_SOURCES.len()],
 }
 
 /// What was lost: whose (0: not known), by which of [`LOSS_SOURCES`], of which kinds (0: not known).
@@ -81,11 +87,14 @@ impl Losses {
     /// Nothing was told yet. `cpus`: possible CPUs.
     pub(super) fn new(cpus: usize) -> Self {
         Self {
-            batch: Some(Batch::new(cpus)),
-            told: HashMap::new(),
-            skipped: HashMap::new(),
-            totals: [0; LOSS_SOURCES.len()],
+            batch: Batch::new(cpus),
+            account: Account::default(),
         }
+    }
+
+    /// Records lost since the start, by [`LOSS_SOURCES`].
+    pub(super) fn totals(&self) -> [u64; LOSS_SOURCES.len()] {
+        self.account.totals
     }
 
     /// `LOST` records for what was lost since the last call. Drops entries that are no longer needed.
@@ -96,25 +105,17 @@ impl Losses {
         now_ns: u64,
         out: &mut Vec<Record>,
     ) {
-        let mut batch = self.batch.take();
-        let read = batch.as_mut().map(|batch| {
-            batch.read(map.map().fd(), |workload, cpus| {
-                self.workload(*workload, map_batch::sum(cpus), now_ns, out);
-            })
+        let account = &mut self.account;
+        // What is not read in this window is in the next one: it is counted on and on.
+        let _whole = self.batch.read(map.map().fd(), |workload, cpus| {
+            account.workload(*workload, map_batch::sum(cpus), now_ns, out);
         });
-        match read {
-            Some(Ok(_)) => self.batch = batch,
-            Some(Err(Unsupported)) | None => {
-                for (workload, cpus) in map.iter().filter_map(Result::ok) {
-                    let cpus: Vec<CpuLosses> = cpus.iter().map(|cpu| cpu.0).collect();
-                    self.workload(workload, map_batch::sum(&cpus), now_ns, out);
-                }
-            }
-        }
-        self.skipped(runs, now_ns, out);
-        self.forget(map, now_ns, out);
+        account.skipped(runs, now_ns, out);
+        account.forget(map, now_ns, out);
     }
+}
 
+impl Account {
     /// Removes entries that have not changed for long, once what they hold is told.
     fn forget(&mut self, map: &mut impl Entries, now_ns: u64, out: &mut Vec<Record>) {
         let is_old = |entry: &Entry| now_ns.saturating_sub(entry.changed_ns) >= FORGET_NS;
@@ -207,7 +208,7 @@ mod tests {
 
     #[test]
     fn only_differences_are_told_and_by_workload_and_source() {
-        let mut losses = Losses::new(1);
+        let mut losses = Account::default();
         let mut out = Vec::new();
         losses.workload(
             7,
@@ -270,7 +271,7 @@ mod tests {
     }
 
     /// As [`Losses::collect`]: what was told, as workload and count.
-    fn collect(losses: &mut Losses, kernel: &mut Kernel, now_ns: u64) -> Vec<(u64, u64)> {
+    fn collect(losses: &mut Account, kernel: &mut Kernel, now_ns: u64) -> Vec<(u64, u64)> {
         let mut out = Vec::new();
         for (workload, count) in &kernel.entries {
             losses.workload(*workload, sum(*count), now_ns, &mut out);
@@ -284,7 +285,7 @@ mod tests {
 
     #[test]
     fn entries_unchanged_for_long_go_but_for_workload_0_and_what_comes_then_is_told_once() {
-        let (mut losses, mut kernel) = (Losses::new(1), Kernel::default());
+        let (mut losses, mut kernel) = (Account::default(), Kernel::default());
         kernel.entries.extend([(0, 4), (7, 3), (8, 1)]);
         let told = collect(&mut losses, &mut kernel, 1);
         assert_eq!(told, [(0, 4), (7, 3), (8, 1)]);
@@ -303,7 +304,7 @@ mod tests {
 
     #[test]
     fn an_entry_that_changes_at_its_removal_is_told_and_stays() {
-        let (mut losses, mut kernel) = (Losses::new(1), Kernel::default());
+        let (mut losses, mut kernel) = (Account::default(), Kernel::default());
         kernel.entries.insert(7, 3);
         assert_eq!(collect(&mut losses, &mut kernel, 1), [(7, 3)]);
         kernel.late.set(5);
@@ -315,7 +316,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_does_not_give_up_is_not_told_again() {
-        let (mut losses, mut kernel) = (Losses::new(1), Kernel::default());
+        let (mut losses, mut kernel) = (Account::default(), Kernel::default());
         kernel.entries.insert(7, 3);
         kernel.refuses = true;
         assert_eq!(collect(&mut losses, &mut kernel, 1), [(7, 3)]);
@@ -330,7 +331,7 @@ mod tests {
 
     #[test]
     fn so_many_go_in_one_window_at_most() {
-        let (mut losses, mut kernel) = (Losses::new(1), Kernel::default());
+        let (mut losses, mut kernel) = (Account::default(), Kernel::default());
         kernel.entries.extend((0..2048).map(|id| (id, 1)));
         collect(&mut losses, &mut kernel, 1);
         for windows in 1..=2047_usize.div_ceil(FORGOTTEN_A_WINDOW) {
@@ -343,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_skipped_program_is_told_with_the_kinds_that_it_feeds() {
-        let mut losses = Losses::new(1);
+        let mut losses = Account::default();
         let mut out = Vec::new();
         let run = |hook: &'static str, kinds, skipped| ProgramRuns {
             hook,

@@ -1,10 +1,7 @@
-//! Reading a whole per-CPU hash map with a few system calls instead of two an entry.
+//! Reading a whole hash map with a few system calls instead of two an entry.
 //!
-//! Invariants:
-//! - Every entry that was there all the time is handed over exactly once: the kernel walks the map
-//!   bucket by bucket.
-//! - A kernel that cannot do it (before Linux 5.6) is told by [`Unsupported`]; the caller then asks
-//!   for one entry after the other.
+//! Invariant: every entry that was there all the time is handed over exactly once: the kernel walks the map bucket by
+//! bucket.
 
 use bytemuck::Pod;
 use nix::{errno::Errno, libc};
@@ -16,10 +13,6 @@ const ENTRIES: usize = 256;
 const MAX_ENTRIES: usize = 1 << 16;
 /// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd`.
 const LOOKUP_BATCH: libc::c_long = 24;
-
-/// The kernel does not know the call.
-#[derive(Debug)]
-pub(super) struct Unsupported;
 
 /// The `batch` member of `union bpf_attr`.
 #[repr(C)]
@@ -41,6 +34,7 @@ pub(super) struct Batch<K, V> {
     keys: Vec<K>,
     values: Vec<V>,
     cpus: usize,
+    has_failed: bool,
 }
 
 impl<K: Pod, V: Pod> Batch<K, V> {
@@ -51,6 +45,7 @@ impl<K: Pod, V: Pod> Batch<K, V> {
             keys: Vec::new(),
             values: Vec::new(),
             cpus,
+            has_failed: false,
         }
     }
 
@@ -61,12 +56,9 @@ impl<K: Pod, V: Pod> Batch<K, V> {
 
     /// Hands over every entry: its key, and one value a CPU. Whether it came to the end: if the
     /// kernel reports an error half-way, the rest is told in the next window, for counters are
-    /// free-running.
-    pub(super) fn read(
-        &mut self,
-        map: &impl AsFd,
-        mut each: impl FnMut(&K, &[V]),
-    ) -> Result<bool, Unsupported> {
+    /// free-running. The first such error is logged.
+    #[must_use]
+    pub(super) fn read(&mut self, map: &impl AsFd, mut each: impl FnMut(&K, &[V])) -> bool {
         if self.keys.is_empty() {
             self.make_room(ENTRIES);
         }
@@ -107,15 +99,19 @@ impl<K: Pod, V: Pod> Batch<K, V> {
                     self.make_room(self.keys.len() * 2);
                     continue;
                 }
-                Some(Errno::EINVAL | Errno::EOPNOTSUPP) if first => return Err(Unsupported),
-                Some(_) => return Ok(false),
+                Some(errno) => {
+                    if !std::mem::replace(&mut self.has_failed, true) {
+                        tracing::error!(%errno, "a counter map could not be read to its end");
+                    }
+                    return false;
+                }
             };
             let values = self.values.chunks_exact(self.cpus);
             for (key, values) in self.keys.iter().zip(values).take(got) {
                 each(key, values);
             }
             if error.is_some() {
-                return Ok(true);
+                return true;
             }
             (bookmark, first) = (next, false);
         }
@@ -151,7 +147,7 @@ mod tests {
         let mut batch: Batch<u64, u64> = Batch::new(2);
         let mut seen = 0;
         // EINVAL or EBADF, by the kernel's version; without privileges EPERM.
-        let _ = batch.read(&file, |_, _| seen += 1);
+        assert!(!batch.read(&file, |_, _| seen += 1));
         assert_eq!(seen, 0);
     }
 }

@@ -14,6 +14,7 @@ mod btf;
 mod capabilities;
 mod check;
 mod constants;
+mod counter_map;
 mod cpu_offsets;
 mod cuda;
 mod devices;
@@ -41,7 +42,6 @@ mod quotas;
 mod reads_offsets;
 mod registers;
 mod run;
-mod shared_counters;
 mod sweep;
 mod tracefs;
 mod under_way;
@@ -53,7 +53,7 @@ pub use btf::BtfError;
 pub use capabilities::{Capabilities, capabilities};
 pub use cuda::CudaError;
 pub use in_flight::{InFlightView, sees_kernel_pids};
-pub use kernel_version::{OLDEST_KERNEL, kernel_version};
+pub use kernel_version::{OLDEST_KERNEL, kernel_release, kernel_version};
 pub use ladder::{Brief, SignalHook, SignalReport, kind_names};
 pub use load::Sensors;
 pub use offsets::Group;
@@ -277,6 +277,14 @@ pub enum SensorError {
         source: io::Error,
         /// The last lines of its log.
         log: String,
+    },
+    /// A program is attached, but no second descriptor of it could be had.
+    #[error("no descriptor left for program {program}: {source}")]
+    Descriptor {
+        /// Program.
+        program: String,
+        /// The system call's answer.
+        source: io::Error,
     },
     /// A program was loaded but could not be attached.
     #[error("program {program} cannot be attached: {detail}")]

@@ -4,8 +4,8 @@
 
 use super::{
     SensorError,
+    counter_map::CounterMap,
     load::set_array,
-    shared_counters::SharedCounters,
     window::{Collect, Key, Process, Told},
 };
 use aya::Ebpf;
@@ -52,11 +52,11 @@ impl Key for QuotaKey {
 
 /// What processes have taken, as one more family: it makes no records.
 #[derive(Debug)]
-pub(super) struct Quotas(SharedCounters<QuotaKey, QuotaTaken>);
+pub(super) struct Quotas(CounterMap<QuotaKey, QuotaTaken>);
 
 impl Quotas {
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
-        Ok(Self(SharedCounters::new(ebpf, "QUOTAS")?))
+        Ok(Self(CounterMap::new(ebpf, "QUOTAS")?))
     }
 }
 

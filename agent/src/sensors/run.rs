@@ -183,7 +183,39 @@ struct Turn<'a> {
     read_some: bool,
     windows: Windows,
     losses: Losses,
-    stats: SensorStats,
+    counts: Counts,
+}
+
+/// What the thread counts itself.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    first_records_ns: Option<u64>,
+    batches: u64,
+    records: u64,
+    windows: u64,
+    file_names: u64,
+    malformed: u64,
+}
+
+impl SensorStats {
+    /// As of a window's end. What is there is changed and not made anew: it comes ten times a second.
+    fn update(
+        &mut self,
+        counts: Counts,
+        tracked: usize,
+        lost: [u64; LOSS_SOURCES.len()],
+        programs: Vec<ProgramRuns>,
+    ) {
+        self.first_records_ns = counts.first_records_ns;
+        self.batches = counts.batches;
+        self.records = counts.records;
+        self.windows = counts.windows;
+        self.file_names = counts.file_names;
+        self.malformed = counts.malformed;
+        self.tracked = tracked;
+        self.lost.extend(LOSS_SOURCES.iter().copied().zip(lost));
+        self.programs = programs;
+    }
 }
 
 impl Sensors {
@@ -199,7 +231,7 @@ impl Sensors {
             read_some: false,
             windows: Windows::new(std::mem::take(&mut self.families)),
             losses: Losses::new(possible_cpus()?),
-            stats: SensorStats::default(),
+            counts: Counts::default(),
         };
         let mut deadline = boot_clock::now_ns() + window;
         loop {
@@ -274,8 +306,10 @@ impl Sensors {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(SensorError::Wait(errno.into())),
         }
-        // Nothing to read is the usual case.
-        let _ = self.shared.wake.read();
+        if fds[0].any() != Some(false) {
+            // It cannot block, and nobody else reads it.
+            let _ = self.shared.wake.read();
+        }
         Ok(())
     }
 
@@ -325,10 +359,10 @@ impl Sensors {
                     fd,
                     bytes,
                 } => {
-                    turn.stats.file_names += 1;
+                    turn.counts.file_names += 1;
                     turn.sink.file_name(key, &name, pid, fd, bytes);
                 }
-                Entry::Malformed => turn.stats.malformed += 1,
+                Entry::Malformed => turn.counts.malformed += 1,
             }
         }
         true
@@ -356,22 +390,20 @@ impl Sensors {
             self.pressure.collect(now_ns, &mut records);
         }
         // With the window that a skipped run is missing from: nothing may be decided on it before that is known.
-        let runs = self.hooks.runs(&self.ebpf);
+        let runs = self.hooks.runs();
         turn.losses
             .collect(&mut self.maps.losses, &runs, now_ns, &mut records);
         records.extend(self.tell_absent(turn, now_ns));
         turn.deliver(records, true);
 
         turn.windows.finish();
-        turn.stats.windows += 1;
-        turn.stats.tracked = turn.windows.tracked();
-        turn.stats.programs = runs;
-        turn.stats.lost = LOSS_SOURCES
-            .iter()
-            .copied()
-            .zip(turn.losses.totals)
-            .collect();
-        *lock(&self.shared.stats) = turn.stats.clone();
+        turn.counts.windows += 1;
+        lock(&self.shared.stats).update(
+            turn.counts,
+            turn.windows.tracked(),
+            turn.losses.totals(),
+            runs,
+        );
     }
 }
 
@@ -408,15 +440,15 @@ impl Turn<'_> {
         records.sort_by_key(|record| record.header.time_ns);
         let newest = records.last().map_or(0, |record| record.header.time_ns);
         let now_ns = boot_clock::now_ns().max(newest);
-        if self.stats.first_records_ns.is_none() && !records.is_empty() {
-            self.stats.first_records_ns = own_start_ns().map(|start| now_ns.saturating_sub(start));
+        if self.counts.first_records_ns.is_none() && !records.is_empty() {
+            self.counts.first_records_ns = own_start_ns().map(|start| now_ns.saturating_sub(start));
         }
         let parts = records.len().div_ceil(MAX_BATCH).max(1);
         for part in 0..parts {
             let end = records.len().min((part + 1) * MAX_BATCH);
             let slice = &records[part * MAX_BATCH..end];
-            self.stats.records += slice.len() as u64;
-            self.stats.batches += 1;
+            self.counts.records += slice.len() as u64;
+            self.counts.batches += 1;
             self.sink.batch(Batch {
                 seq: self.seq,
                 now_ns,

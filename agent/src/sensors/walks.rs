@@ -26,7 +26,7 @@ impl Walks {
         Self::new(buckets as usize)
     }
 
-    fn new(buckets: usize) -> Self {
+    pub(super) fn new(buckets: usize) -> Self {
         Self {
             added: None,
             buckets,

@@ -5,12 +5,9 @@
 //! - An ended process's entry goes after a grace period, so that its last counts are told first.
 //! - A map in which nothing was made is not walked if it is empty or nearly so; see [`super::walks`].
 
-use super::map_batch::{self, Batch, Unsupported};
-use super::pod::Plain;
-use super::walks::Walks;
-use aya::maps::{IterableMap as _, MapData, PerCpuHashMap};
 use bytemuck::Pod;
-use palisade_abi::{Added, Body, CounterFamily, Header, Kind, Record};
+use palisade_abi::{Added, Body, Header, Kind, Record};
+use rustc_hash::FxBuildHasher;
 use std::{collections::HashMap, fmt::Debug, fs, hash::Hash, slice};
 
 /// Windows between a process's end and the removal of its entries.
@@ -96,110 +93,6 @@ pub(super) trait Collect: Send + Debug {
     fn len(&self) -> usize;
 }
 
-/// The one implementation of [`Collect`].
-pub(super) struct Collector<K: Key, V: Pod> {
-    map: PerCpuHashMap<MapData, Plain<K>, Plain<V>>,
-    kinds: u64,
-    table: Table<K, V>,
-    tell: fn(&K, &V, &mut Told<'_>),
-    /// `None` where the kernel cannot.
-    batch: Option<Batch<K, V>>,
-    walks: Walks,
-}
-
-impl<K: Key + Debug, V: CounterFamily + PartialEq + Debug> Collector<K, V> {
-    pub(super) fn new(
-        map: PerCpuHashMap<MapData, Plain<K>, Plain<V>>,
-        kinds: u64,
-        cpus: usize,
-        tell: fn(&K, &V, &mut Told<'_>),
-    ) -> Self {
-        Self {
-            walks: Walks::of(map.map()),
-            map,
-            kinds,
-            table: Table::new(),
-            tell,
-            batch: Some(Batch::new(cpus)),
-        }
-    }
-
-    /// Asks for the entries that are known.
-    fn look_up(&mut self, window: u64, told: &mut Told<'_>) {
-        for key in self.table.keys() {
-            // One that is gone has nothing to tell.
-            let Ok(cpus) = self.map.get(&Plain(key), 0) else {
-                continue;
-            };
-            let cpus: Vec<V> = cpus.iter().map(|cpu| cpu.0).collect();
-            if let Some(difference) = self.table.observe(key, map_batch::sum(&cpus), window) {
-                (self.tell)(&key, &difference, told);
-            }
-        }
-    }
-
-    fn remove(&mut self, keys: Vec<K>) {
-        for key in keys {
-            // Already gone is just as good.
-            let _ = self.map.remove(&Plain(key));
-        }
-    }
-}
-
-impl<K: Key + Debug, V: Pod + Debug> Debug for Collector<K, V> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Collector")
-            .field("kinds", &self.kinds)
-            .field("table", &self.table)
-            .finish_non_exhaustive()
-    }
-}
-
-impl<K: Key + Debug, V: CounterFamily + PartialEq + Send + Debug> Collect for Collector<K, V> {
-    fn kinds(&self) -> u64 {
-        self.kinds
-    }
-
-    fn collect(&mut self, window: u64, told: &mut Told<'_>) {
-        let made = Walks::made::<V>(told.added.as_ref());
-        if self.walks.may_look_up(made, self.table.len()) {
-            self.look_up(window, told);
-            return;
-        }
-        let (table, tell) = (&mut self.table, self.tell);
-        let mut observe = |key: &K, sum: V| {
-            if let Some(difference) = table.observe(*key, sum, window) {
-                tell(key, &difference, told);
-            }
-        };
-        if let Some(batch) = &mut self.batch {
-            let fd = self.map.map().fd();
-            match batch.read(fd, |key, cpus| observe(key, map_batch::sum(cpus))) {
-                Ok(whole) => {
-                    self.walks.walked(made, whole);
-                    return;
-                }
-                Err(Unsupported) => self.batch = None,
-            }
-        }
-        for (key, cpus) in self.map.iter().filter_map(Result::ok) {
-            let cpus: Vec<V> = cpus.iter().map(|cpu| cpu.0).collect();
-            observe(&key.0, map_batch::sum(&cpus));
-        }
-    }
-
-    fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool) {
-        let ended = self.table.ended(due);
-        self.remove(ended);
-        let idle = self.table.idle(window, &is_alive);
-        self.remove(idle);
-    }
-
-    fn len(&self) -> usize {
-        self.table.len()
-    }
-}
-
 #[derive(Debug)]
 struct Seen<V> {
     sum: V,
@@ -212,13 +105,16 @@ struct Seen<V> {
 /// What one counter map held at the last window's end.
 #[derive(Debug)]
 pub(super) struct Table<K, V> {
-    seen: HashMap<K, Seen<V>>,
+    /// Each entry is looked up ten times a second. A hash that keeps nobody from making keys that collide will do: a
+    /// process cannot choose its pid, start and cgroup at will, has a quota of the keys that it can choose (files,
+    /// commands), and the kernel's map bounds all of them together.
+    seen: HashMap<K, Seen<V>, FxBuildHasher>,
 }
 
 impl<K: Key, V: Pod + PartialEq> Table<K, V> {
     pub(super) fn new() -> Self {
         Self {
-            seen: HashMap::new(),
+            seen: HashMap::with_hasher(FxBuildHasher),
         }
     }
 

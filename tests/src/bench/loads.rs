@@ -1,7 +1,7 @@
 //! Starting the `load` program: it says when it is ready, works whenever it is told to, says what it made, and
 //! stays until it is let go, so that its start and its end fall into nobody's measurement.
 
-use super::yardstick::InRuns;
+use super::yardstick::InYardsticks;
 use crate::{TestCgroup, Ward, binaries};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -20,8 +20,8 @@ pub struct Made {
     pub p50_ns: u64,
     /// 99th percentile, nanoseconds; 0 where it is not measured.
     pub p99_ns: u64,
-    /// What each took in the server's own runs of the model.
-    pub yardsticks: InRuns,
+    /// What each cost in the server's own work.
+    pub yardsticks: InYardsticks,
 }
 
 impl Made {

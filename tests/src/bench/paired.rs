@@ -7,7 +7,7 @@
 use super::stats::Random;
 use super::tracers::Variant;
 use super::workloads::Workload;
-use super::yardstick::InRuns;
+use super::yardstick::{Exponent, InYardsticks};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -15,8 +15,9 @@ use std::collections::BTreeMap;
 pub const STEAL_OVER: f64 = 0.02;
 /// Nor if others than load and tracer used more than this part.
 pub const OTHERS_OVER: f64 = 0.05;
-/// Nor if less than this part of its requests was at the machine's full speed, where that is looked at.
-pub const AT_SPEED_LEAST: f64 = 0.1;
+
+/// Which form of the benchmark it is: another one's slices are not comparable. It counts up with what a slice measures.
+pub const FORM: u32 = 2;
 
 /// What one slice showed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,11 +33,9 @@ pub struct Slice {
     /// CPUs that the tracer's own processes used.
     pub tracer_cpus: f64,
     /// CPUs that there are.
-    #[serde(default)]
     pub cpus: f64,
     /// What a request took, where the server measures it; then that is what is compared.
-    #[serde(default)]
-    pub yardsticks: InRuns,
+    pub yardsticks: InYardsticks,
     /// Part of all CPU time that the hypervisor took away.
     pub steal: f64,
     /// Part of all CPU time that others than load and tracer used.
@@ -46,13 +45,15 @@ pub struct Slice {
 impl Slice {
     /// Whether the server measured what a request took.
     pub fn is_measured(&self) -> bool {
-        self.yardsticks.runs > 0.0
+        self.yardsticks.is_measured()
     }
 }
 
 /// A slice and where it belongs: a line of the raw log.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
+    /// See [`FORM`].
+    pub form: u32,
     /// The load.
     pub workload: Workload,
     /// Which cycle of its load.
@@ -61,8 +62,7 @@ pub struct Entry {
     pub block: usize,
     /// What its block compares with no tracing.
     pub variant: Variant,
-    /// How long the load rested before each slice that was not right behind another one, seconds. Runs without it, of
-    /// which there were, waited in another way and cannot be taken together with others.
+    /// How long the load rested before each slice that was not right behind another one, seconds.
     pub pause: f64,
     /// Whether the variant ran in this slice.
     pub traced: bool,
@@ -117,7 +117,7 @@ impl Quantity {
                 let left = 1.0 - slice.tracer_cpus / slice.cpus;
                 slice.yardsticks.with_tracer(left)
             }
-            // Not told: the server's own runs are in them.
+            // Not told: the server's own work is in them.
             Quantity::CpuTime | Quantity::P99 if slice.is_measured() => f64::NAN,
             Quantity::Throughput => 1.0 / slice.rate,
             Quantity::CpuTime => slice.cpu_ns,
@@ -158,13 +158,6 @@ impl Block {
             .iter()
             .all(|(_, slice)| slice.steal <= STEAL_OVER && slice.others <= OTHERS_OVER)
     }
-
-    /// Whether enough requests of each slice were at the machine's full speed, where that is looked at.
-    pub fn at_speed(&self) -> bool {
-        self.slices
-            .iter()
-            .all(|(_, slice)| !slice.is_measured() || slice.yardsticks.at_speed >= AT_SPEED_LEAST)
-    }
 }
 
 /// The blocks of a load in the order in which they ran; unfinished ones are left out.
@@ -182,6 +175,26 @@ pub fn blocks(entries: &[Entry], workload: Workload) -> Vec<Block> {
         .into_values()
         .filter(|block| block.slices.len() == 4)
         .collect()
+}
+
+/// Takes the machine's speed out of the costs of requests that were measured. How it comes in is found by pairs of slices of
+/// one block that are alike, both with or both without the variant: so which slices were with it, the coin's doing, makes
+/// no difference to what is found. Blocks that do not count tell nothing. `None`: left as they were.
+pub fn without_speed(blocks: &mut [Block]) -> Option<Exponent> {
+    let alike = |block: &Block| {
+        [true, false].map(|kind| {
+            let mut slices = block.slices.iter().filter(|(traced, _)| *traced == kind);
+            let mut next = || slices.next().map(|(_, slice)| slice.yardsticks);
+            Some([next()?, next()?]).filter(|pair| pair.iter().all(InYardsticks::is_measured))
+        })
+    };
+    let counted = blocks.iter().filter(|block| block.undisturbed());
+    let pairs: Vec<_> = counted.flat_map(alike).flatten().collect();
+    let exponent = Exponent::of(&pairs)?;
+    for (_, slice) in blocks.iter_mut().flat_map(|block| &mut block.slices) {
+        slice.yardsticks = exponent.apply(slice.yardsticks);
+    }
+    Some(exponent)
 }
 
 /// For each cycle that has blocks of both variants: how much more the one costs than the other, as a logarithm. The
@@ -217,7 +230,7 @@ mod tests {
             cpu_ns: cost,
             tracer_cpus: 0.0,
             cpus: 2.0,
-            yardsticks: InRuns::default(),
+            yardsticks: InYardsticks::default(),
             steal: 0.0,
             others: 0.0,
         }
@@ -225,6 +238,7 @@ mod tests {
 
     fn entry(block: usize, variant: Variant, traced: bool, cost: f64) -> Entry {
         Entry {
+            form: FORM,
             workload: Workload::Serving,
             cycle: block / 2,
             block,
@@ -260,18 +274,18 @@ mod tests {
     }
 
     #[test]
-    fn a_measured_request_is_compared_by_its_runs_and_what_the_tracer_left() {
-        let measured = |runs: f64, tracer_cpus: f64| Slice {
+    fn a_measured_request_is_compared_by_its_yardsticks_and_what_the_tracer_left() {
+        let measured = |cost: f64, tracer_cpus: f64| Slice {
             tracer_cpus,
-            yardsticks: InRuns {
-                runs,
-                at_speed: 1.0,
-                ..InRuns::default()
+            yardsticks: InYardsticks {
+                cost,
+                model_ns: 1.0,
+                code_ns: 1.0,
             },
             ..slice(77.0)
         };
         let slices = [(true, 1.02, 0.02), (false, 1.0, 0.0)];
-        let slices = slices.map(|(traced, runs, tracer)| (traced, measured(runs, tracer)));
+        let slices = slices.map(|(traced, cost, tracer)| (traced, measured(cost, tracer)));
         let block = Block {
             cycle: 0,
             variant: Variant::Palisade,
@@ -281,6 +295,71 @@ mod tests {
         assert!((found - (1.02_f64 / 0.99).ln()).abs() < 1e-12, "{found}");
         assert!(block.log_quotient(Quantity::CpuTime).is_nan());
         assert!(block.log_quotient(Quantity::P99).is_nan());
+    }
+
+    /// Blocks of requests that cost more on a slow machine, with the variant a fiftieth more, and with noise.
+    fn of_a_wandering_machine(random: &mut Random, noise: f64, count: usize) -> Vec<Block> {
+        let block = |_| Block {
+            cycle: 0,
+            variant: Variant::Palisade,
+            slices: order(random)
+                .map(|traced| {
+                    let speed = (0.2 * random.normal()).exp();
+                    let effect = if traced { 1.02 } else { 1.0 };
+                    let cost = effect * speed.powf(0.3) * (noise * random.normal()).exp();
+                    let yardsticks = InYardsticks {
+                        cost,
+                        model_ns: speed,
+                        code_ns: speed,
+                    };
+                    let plain = slice(77.0);
+                    (
+                        traced,
+                        Slice {
+                            yardsticks,
+                            ..plain
+                        },
+                    )
+                })
+                .to_vec(),
+        };
+        (0..count).map(block).collect()
+    }
+
+    #[test]
+    fn the_speed_goes_out_of_measured_costs_and_the_effect_stays() {
+        let mut random = Random::new(1);
+        let mut blocks = of_a_wandering_machine(&mut random, 0.0, 20);
+        // What does not count does not tell either.
+        blocks[7].slices[2].1.others = 0.5;
+        blocks[7].slices[2].1.yardsticks.cost = 70.0;
+        let found = without_speed(&mut blocks).expect("they are measured");
+        assert!((found.value - 0.3).abs() < 1e-9, "{found:?}");
+        for block in blocks.iter().filter(|block| block.undisturbed()) {
+            let found = percent(block.log_quotient(Quantity::Throughput));
+            assert!((found - 2.0).abs() < 1e-9, "{found}");
+        }
+        let mut others = vec![blocks[0].clone(); 20];
+        for (_, slice) in others.iter_mut().flat_map(|block| &mut block.slices) {
+            slice.yardsticks = InYardsticks::default();
+        }
+        assert_eq!(without_speed(&mut others), None, "not measured");
+    }
+
+    #[test]
+    fn the_bound_covers_when_the_speed_was_taken_out() {
+        let (trials, mut missed) = (400, 0);
+        for trial in 0..trials {
+            let mut blocks = of_a_wandering_machine(&mut Random::new(trial), 0.01, 12);
+            without_speed(&mut blocks).expect("there are enough pairs");
+            let logs: Vec<f64> = blocks
+                .iter()
+                .map(|block| block.log_quotient(Quantity::Throughput))
+                .collect();
+            missed += u32::from(Estimate::of(&logs).expect("blocks").upper < 2.0);
+        }
+        // One in twenty of 400, and three deviations.
+        assert!(missed <= 33, "{missed}");
     }
 
     #[test]
@@ -313,14 +392,6 @@ mod tests {
         block.slices[1].1.others = 0.04;
         block.slices[0].1.steal = 0.03;
         assert!(!block.undisturbed());
-        for (at_speed, counts) in [(0.09, false), (0.1, true)] {
-            block.slices[1].1.yardsticks = InRuns {
-                runs: 1.2,
-                at_speed,
-                ..InRuns::default()
-            };
-            assert_eq!(block.at_speed(), counts, "{at_speed}");
-        }
     }
 
     #[test]

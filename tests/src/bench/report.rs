@@ -16,7 +16,7 @@ pub fn machine() -> String {
     format!(
         "machine: {} CPUs ({model}), kernel {}, bpf_stats {}",
         std::thread::available_parallelism().map_or(0, usize::from),
-        palisade::runtime::kernel_release(),
+        palisade::sensors::kernel_release(),
         match bpf_stats() {
             Some(false) => "off",
             Some(true) => "ON: every program run costs more",

@@ -1,10 +1,13 @@
 //! The overhead benchmark's tables, from the slices alone.
 
-use super::paired::{Block, Entry, OTHERS_OVER, Quantity, STEAL_OVER, blocks, by_cycle};
+use super::paired::{
+    Block, Entry, OTHERS_OVER, Quantity, STEAL_OVER, blocks, by_cycle, without_speed,
+};
 use super::signed_rank::{Estimate, UNRESOLVED_OVER, interval, percent};
 use super::stats::median;
 use super::tracers::{BURN_PERMILLE, Variant};
 use super::workloads::Workload;
+use super::yardstick::Exponent;
 use std::fmt::{self, Write};
 
 /// Both bounds of a control's interval are missed by this chance each.
@@ -18,9 +21,10 @@ const TOO_MANY: f64 = 0.1;
 pub fn tables(entries: &[Entry]) -> Result<String, fmt::Error> {
     let mut text = String::new();
     for workload in Workload::ALL {
-        let all = blocks(entries, workload);
+        let mut all = blocks(entries, workload);
+        let exponent = without_speed(&mut all);
         if !all.is_empty() {
-            table(&mut text, workload, &all)?;
+            table(&mut text, workload, &all, exponent)?;
         }
     }
     for variant in Variant::ALL {
@@ -42,7 +46,12 @@ pub fn tables(entries: &[Entry]) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
-fn table(text: &mut String, workload: Workload, all: &[Block]) -> fmt::Result {
+fn table(
+    text: &mut String,
+    workload: Workload,
+    all: &[Block],
+    exponent: Option<Exponent>,
+) -> fmt::Result {
     writeln!(text, "{}: {}", workload.name(), workload.what())?;
     writeln!(
         text,
@@ -63,7 +72,7 @@ fn table(text: &mut String, workload: Workload, all: &[Block]) -> fmt::Result {
     )?;
     let counted: Vec<Block> = all
         .iter()
-        .filter(|block| block.at_speed() && block.undisturbed())
+        .filter(|block| block.undisturbed())
         .cloned()
         .collect();
     reference(text, all)?;
@@ -79,6 +88,19 @@ fn table(text: &mut String, workload: Workload, all: &[Block]) -> fmt::Result {
         (Variant::PalisadeAll, Variant::PerfAll),
     ] {
         against(text, &counted, one, peer)?;
+    }
+    if all
+        .iter()
+        .flat_map(|it| &it.slices)
+        .any(|(_, it)| it.is_measured())
+    {
+        match exponent {
+            Some(Exponent { value, error }) => writeln!(
+                text,
+                "  the machine's speed was taken out: costs in yardsticks rise as yardsticks ^ {value:.3} (±{error:.3})"
+            )?,
+            None => writeln!(text, "  too few blocks to take the machine's speed out")?,
+        }
     }
     writeln!(text)
 }
@@ -154,7 +176,7 @@ fn left_out(text: &mut String, all: &[Block], counted: &[Block]) -> fmt::Result 
             };
             writeln!(
                 text,
-                "  {}: {} of {ran} blocks do not count (stolen or others' time, or not at full speed){}; with them throughput {}, CPU time {}",
+                "  {}: {} of {ran} blocks do not count (stolen or others' time){}; with them throughput {}, CPU time {}",
                 variant.name(),
                 ran - counts,
                 if (ran - counts) as f64 > ran as f64 * TOO_MANY {
@@ -273,8 +295,8 @@ fn marked(found: Option<Estimate>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::paired::Slice;
-    use super::super::yardstick::InRuns;
+    use super::super::paired::{FORM, Slice};
+    use super::super::yardstick::InYardsticks;
     use super::*;
 
     fn entries(variant: Variant, blocks: std::ops::Range<usize>, cost: f64) -> Vec<Entry> {
@@ -283,6 +305,7 @@ mod tests {
                 [true, false, false, true].map(|traced| {
                     let cost = if traced { 100.0 * cost } else { 100.0 };
                     Entry {
+                        form: FORM,
                         workload: Workload::Calls,
                         cycle: block % 10,
                         block,
@@ -296,7 +319,7 @@ mod tests {
                             cpu_ns: cost,
                             tracer_cpus: 0.01,
                             cpus: 2.0,
-                            yardsticks: InRuns::default(),
+                            yardsticks: InYardsticks::default(),
                             steal: 0.0,
                             others: if block == 0 { 0.5 } else { 0.0 },
                         },
@@ -315,7 +338,7 @@ mod tests {
         let text = tables(&all).expect("text");
         for part in [
             "palisade            9    9803922        - |      2.00%    2.00%  ",
-            "palisade: 1 of 10 blocks do not count (stolen or others' time, or not at full speed); with them",
+            "palisade: 1 of 10 blocks do not count (stolen or others' time); with them",
             "control none-again throughput: true 0.00 %, 95 % interval 1.00 to 1.00 %: DOES NOT HOLD",
             "control burn       throughput: true 1.01 %",
             "bpftrace against palisade, throughput: 2.94 % (2.94 to 2.94, 9 cycles): costs more",
@@ -326,7 +349,7 @@ mod tests {
         let half = entries(Variant::Perf, 0..2, 1.1);
         let text = tables(&half).expect("text");
         assert!(
-            text.contains("perf: 1 of 2 blocks do not count (stolen or others' time, or not at full speed): TOO MANY"),
+            text.contains("perf: 1 of 2 blocks do not count (stolen or others' time): TOO MANY"),
             "{text}"
         );
     }

@@ -65,8 +65,8 @@ impl Workload {
     /// Length of its slices in comparison with serving's.
     pub fn length(self) -> f64 {
         match self {
-            Workload::Serving | Workload::Yardstick => 1.0,
-            Workload::Hackbench | Workload::Switches | Workload::Calls => 0.5,
+            Workload::Serving => 1.0,
+            Workload::Yardstick | Workload::Hackbench | Workload::Switches | Workload::Calls => 0.5,
         }
     }
 
@@ -99,7 +99,7 @@ impl Workload {
                 "ONNX Runtime on the CPU behind HTTP on loopback, one server a CPU; requests"
             }
             Workload::Yardstick => {
-                "the same server, which runs the model for itself before each answer; what a request costs in these runs"
+                "the same server, which works for itself before each answer; requests by what they cost in this work"
             }
             Workload::Hackbench => {
                 "hackbench over pipes, one of 40 processes on each CPU; messages (it tells no latency)"
@@ -192,7 +192,7 @@ impl Prepared {
         if made.made == 0 {
             bail!("{} made nothing", self.workload.name());
         }
-        if self.workload == Workload::Yardstick && made.yardsticks.runs <= 0.0 {
+        if self.workload == Workload::Yardstick && !made.yardsticks.is_measured() {
             bail!("the server does not say what a request took");
         }
         Ok(made)

@@ -1,104 +1,134 @@
-//! What a request costs in the server's own runs of the model, while the machine is at its full speed.
+//! What a request costs in yardsticks: what the server does for itself before and after it, without a system call.
 //!
-//! A request is more than the model's run, and a machine that is slowed down (by who else uses its cores) slows the
-//! one more than the other. So only requests count whose neighbouring runs were about as fast as any were so far. These
-//! runs come right after another run, so that what tracing leaves in the caches hardly changes which are chosen.
+//! A machine that is slowed down (by who else uses its cores) slows all work, but not all alike: arithmetic in a loop less
+//! than a way through much code. So there is a yardstick of each, and their geometric mean is what a request is compared
+//! with. docs/performance.md says what that was seen to be worth.
 
-use super::stats::{median, quantile};
-use anyhow::{Context, Result};
+use super::stats::median;
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
-/// Of a slice's runs the fastest tenth is what the machine can do.
-const FASTEST: f64 = 0.1;
-/// Runs count as at full speed that took so much longer than the best slice's fastest tenth, at most.
-const TOLERANCE: f64 = 1.05;
+/// With fewer pairs of slices nothing is said about the speed's part.
+const PAIRS_LEAST: usize = 10;
 
 /// One request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Yardstick {
-    /// Time that it took, in runs.
-    pub runs: f64,
-    /// Mean time of the runs before and after it, nanoseconds.
-    pub run_ns: f64,
+    /// What it cost: nanoseconds over the geometric mean of the two yardsticks.
+    pub cost: f64,
+    /// A run of the model, nanoseconds.
+    pub model_ns: f64,
+    /// A way through much code, nanoseconds.
+    pub code_ns: f64,
 }
 
 impl FromStr for Yardstick {
     type Err = anyhow::Error;
 
-    /// As the server's header says it: `RUNS NS`.
+    /// As the server's header says it: `COST MODEL_NS CODE_NS`.
     fn from_str(text: &str) -> Result<Self> {
-        let (runs, run_ns) = text.trim().split_once(' ').context("two numbers")?;
-        Ok(Self {
-            runs: runs.parse()?,
-            run_ns: run_ns.parse()?,
-        })
+        let numbers = text.split_whitespace().map(str::parse);
+        match numbers.collect::<Result<Vec<f64>, _>>()?[..] {
+            [cost, model_ns, code_ns] => Ok(Self {
+                cost,
+                model_ns,
+                code_ns,
+            }),
+            _ => bail!("not three numbers: {text}"),
+        }
     }
 }
 
-/// What a slice's requests took.
+/// What a slice's requests cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct InRuns {
-    /// Trimmed mean over the requests at full speed (over all where there are none); 0 where nothing is measured.
-    pub runs: f64,
-    /// Part of the requests that were at full speed.
-    pub at_speed: f64,
-    /// Median of all runs, nanoseconds.
-    pub run_ns: f64,
-    /// Longest run that counted as at full speed, nanoseconds.
-    pub full_speed_ns: f64,
+pub struct InYardsticks {
+    /// Trimmed mean over the requests; 0 where nothing is measured.
+    pub cost: f64,
+    /// Median run of the model, nanoseconds.
+    pub model_ns: f64,
+    /// Median way through much code, nanoseconds.
+    pub code_ns: f64,
 }
 
-impl InRuns {
-    /// Of servers that are measured each for itself: means, and the least part at full speed.
-    pub fn of_all(servers: &[InRuns]) -> InRuns {
-        let mean =
-            |of: fn(&InRuns) -> f64| servers.iter().map(of).sum::<f64>() / servers.len() as f64;
+impl InYardsticks {
+    /// Of one server's requests.
+    pub fn of(requests: &[Yardstick]) -> Self {
+        if requests.is_empty() {
+            return Self::default();
+        }
+        let each = |of: fn(&Yardstick) -> f64| requests.iter().map(of).collect::<Vec<_>>();
+        Self {
+            cost: trimmed_mean(each(|it| it.cost)),
+            model_ns: median(&each(|it| it.model_ns)),
+            code_ns: median(&each(|it| it.code_ns)),
+        }
+    }
+
+    /// Of servers that are measured each for itself: means.
+    pub fn of_all(servers: &[Self]) -> Self {
         if servers.is_empty() {
-            return InRuns::default();
+            return Self::default();
         }
-        InRuns {
-            runs: mean(|it| it.runs),
-            at_speed: servers.iter().map(|it| it.at_speed).fold(1.0, f64::min),
-            run_ns: mean(|it| it.run_ns),
-            full_speed_ns: mean(|it| it.full_speed_ns),
+        let mean =
+            |of: fn(&Self) -> f64| servers.iter().map(of).sum::<f64>() / servers.len() as f64;
+        Self {
+            cost: mean(|it| it.cost),
+            model_ns: mean(|it| it.model_ns),
+            code_ns: mean(|it| it.code_ns),
         }
+    }
+
+    /// Whether the server measured its requests.
+    pub fn is_measured(&self) -> bool {
+        self.cost > 0.0 && self.model_ns > 0.0 && self.code_ns > 0.0
+    }
+
+    /// Logarithm of the yardsticks' geometric mean.
+    fn log_ns(&self) -> f64 {
+        f64::midpoint(self.model_ns.ln(), self.code_ns.ln())
     }
 
     /// What a request takes of all CPUs, if a tracer's own processes leave this part of them.
     pub fn with_tracer(&self, left: f64) -> f64 {
-        self.runs / left
+        self.cost / left
     }
 }
 
-/// The full speed of one CPU, as far as it was seen.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Speed {
-    fastest_ns: Option<f64>,
+/// How what a request costs in yardsticks depends on the machine's speed: as this power of the two yardsticks' geometric mean.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exponent {
+    /// 0: not at all.
+    pub value: f64,
+    /// Its standard error.
+    pub error: f64,
 }
 
-impl Speed {
-    /// What these requests took.
-    pub fn judge(&mut self, requests: &[Yardstick]) -> InRuns {
-        if requests.is_empty() {
-            return InRuns::default();
+impl Exponent {
+    /// The one that leaves least of the differences within pairs of slices that should be alike, by least squares. `None`
+    /// if there are too few pairs, or none whose speeds differ.
+    pub fn of(pairs: &[[InYardsticks; 2]]) -> Option<Self> {
+        let differences = pairs.iter().map(|[one, other]| {
+            let speed = one.log_ns() - other.log_ns();
+            (speed, (one.cost / other.cost).ln())
+        });
+        let differences: Vec<(f64, f64)> = differences.collect();
+        let sum = |of: &dyn Fn(&(f64, f64)) -> f64| differences.iter().map(of).sum::<f64>();
+        let squares = sum(&|(speed, _)| speed * speed);
+        if differences.len() < PAIRS_LEAST || squares <= f64::EPSILON {
+            return None;
         }
-        let times: Vec<f64> = requests.iter().map(|it| it.run_ns).collect();
-        let now = quantile(&times, FASTEST);
-        let fastest = self.fastest_ns.map_or(now, |fastest| fastest.min(now));
-        self.fastest_ns = Some(fastest);
-        let full_speed_ns = fastest * TOLERANCE;
-        let at_speed = requests.iter().filter(|it| it.run_ns <= full_speed_ns);
-        let mut runs: Vec<f64> = at_speed.map(|it| it.runs).collect();
-        let part = runs.len() as f64 / requests.len() as f64;
-        if runs.is_empty() {
-            runs = requests.iter().map(|it| it.runs).collect();
-        }
-        InRuns {
-            runs: trimmed_mean(runs),
-            at_speed: part,
-            run_ns: median(&times),
-            full_speed_ns,
+        let value = sum(&|(speed, cost)| speed * cost) / squares;
+        let left = sum(&|(speed, cost)| (cost - value * speed).powi(2));
+        let error = (left / (differences.len() - 1) as f64 / squares).sqrt();
+        Some(Self { value, error })
+    }
+
+    /// What a slice would have cost on a machine of any one speed.
+    pub fn apply(self, slice: InYardsticks) -> InYardsticks {
+        InYardsticks {
+            cost: slice.cost / (self.value * slice.log_ns()).exp(),
+            ..slice
         }
     }
 }
@@ -113,10 +143,23 @@ fn trimmed_mean(mut values: Vec<f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stats::Random;
     use super::*;
 
-    fn of(runs: f64, run_ns: f64) -> Yardstick {
-        Yardstick { runs, run_ns }
+    fn of(cost: f64, model_ns: f64) -> Yardstick {
+        Yardstick {
+            cost,
+            model_ns,
+            code_ns: 2.0 * model_ns,
+        }
+    }
+
+    fn slice(cost: f64, model_ns: f64, code_ns: f64) -> InYardsticks {
+        InYardsticks {
+            cost,
+            model_ns,
+            code_ns,
+        }
     }
 
     fn near(found: f64, expected: f64) {
@@ -124,68 +167,74 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_a_slow_machine_do_not_count() {
-        let mut speed = Speed::default();
-        let mut requests = vec![of(1.2, 100.0); 10];
-        let all = speed.judge(&requests);
-        near(all.runs, 1.2);
-        near(all.at_speed, 1.0);
-        requests.extend(vec![of(1.5, 106.0); 30]);
-        let mixed = speed.judge(&requests);
-        near(mixed.runs, 1.2);
-        near(mixed.at_speed, 0.25);
-        near(mixed.full_speed_ns, 105.0);
-        near(mixed.run_ns, 106.0);
-        let slow = speed.judge(&[of(1.4, 150.0), of(1.5, 150.0), of(1.6, 150.0)]);
-        near(slow.runs, 1.5);
-        near(slow.at_speed, 0.0);
-        assert_eq!(speed.judge(&[]), InRuns::default());
+    fn a_tenth_of_outliers_does_not_count() {
+        let mut requests: Vec<_> = (0..18).map(|_| of(1.2, 100.0)).collect();
+        requests.extend([of(9.0, 900.0), of(0.0, 1.0)]);
+        let found = InYardsticks::of(&requests);
+        near(found.cost, 1.2);
+        near(found.model_ns, 100.0);
+        near(found.code_ns, 200.0);
+        assert_eq!(InYardsticks::of(&[]), InYardsticks::default());
     }
 
     #[test]
     fn a_cost_that_half_of_the_requests_have_is_seen_by_half() {
-        let mut speed = Speed::default();
-        let mut judge = |long: f64| {
+        let judge = |long: f64| {
             let requests: Vec<_> = (0..1000)
                 .map(|at| of(if at % 2 == 0 { 1.0 } else { long }, 100.0))
                 .collect();
-            speed.judge(&requests).runs
+            InYardsticks::of(&requests).cost
         };
         near(judge(1.5), 1.25);
         near(judge(1.52), 1.26);
     }
 
     #[test]
-    fn servers_count_alike_and_the_worst_speed_counts() {
-        let one = InRuns {
-            runs: 1.0,
-            at_speed: 0.5,
-            run_ns: 10.0,
-            full_speed_ns: 12.0,
-        };
-        let other = InRuns {
-            runs: 2.0,
-            at_speed: 0.1,
-            run_ns: 30.0,
-            full_speed_ns: 14.0,
-        };
-        let both = InRuns {
-            runs: 1.5,
-            at_speed: 0.1,
-            run_ns: 20.0,
-            full_speed_ns: 13.0,
-        };
-        assert_eq!(InRuns::of_all(&[one, other]), both);
-        assert_eq!(InRuns::of_all(&[]), InRuns::default());
+    fn servers_count_alike() {
+        let both = InYardsticks::of_all(&[slice(1.0, 10.0, 40.0), slice(2.0, 30.0, 20.0)]);
+        assert_eq!(both, slice(1.5, 20.0, 30.0));
+        assert_eq!(InYardsticks::of_all(&[]), InYardsticks::default());
         near(both.with_tracer(0.75), 2.0);
+    }
+
+    #[test]
+    fn the_exponent_is_found_and_takes_the_speed_out() {
+        let mut random = Random::new(1);
+        let mut slow = |cost: f64| {
+            let speed = random.normal().exp();
+            slice(cost * speed.powf(0.1), 2.0 * speed, speed / 2.0)
+        };
+        let pairs: Vec<_> = (0..PAIRS_LEAST).map(|_| [slow(1.5), slow(1.5)]).collect();
+        let found = Exponent::of(&pairs).expect("there are enough pairs");
+        near(found.value, 0.1);
+        assert!(found.error < 1e-9);
+        near(found.apply(slow(1.5)).cost, 1.5);
+        near(found.apply(slow(1.53)).cost, 1.53);
+        assert_eq!(Exponent::of(&pairs[1..]), None, "too few");
+        let alike = vec![[slice(1.0, 1.0, 1.0), slice(1.1, 1.0, 1.0)]; PAIRS_LEAST];
+        assert_eq!(Exponent::of(&alike), None, "of one speed");
+    }
+
+    #[test]
+    fn what_has_no_yardstick_is_not_measured() {
+        assert!(slice(1.0, 2.0, 3.0).is_measured());
+        for bad in [
+            slice(0.0, 2.0, 3.0),
+            slice(1.0, 0.0, 3.0),
+            slice(1.0, 2.0, 0.0),
+        ] {
+            assert!(!bad.is_measured(), "{bad:?}");
+        }
     }
 
     #[test]
     fn a_header_s_value_is_read() {
         assert_eq!(
-            "1.234567 145000\r\n".parse::<Yardstick>().unwrap(),
+            "1.234567 145000 290000\r\n".parse::<Yardstick>().unwrap(),
             of(1.234_567, 145_000.0)
         );
-        assert!("1.2".parse::<Yardstick>().is_err());
+        for bad in ["1.2 5", "1 2 3 4", "1 2 x", ""] {
+            assert!(bad.parse::<Yardstick>().is_err(), "{bad}");
+        }
     }
 }

@@ -12,7 +12,7 @@
 use anyhow::{Context, Result, bail};
 use palisade_tests::bench::histogram::Histogram;
 use palisade_tests::bench::loads::Made;
-use palisade_tests::bench::yardstick::{InRuns, Speed, Yardstick};
+use palisade_tests::bench::yardstick::{InYardsticks, Yardstick};
 use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -79,8 +79,8 @@ fn pin(cpu: usize) -> Result<()> {
 struct Work {
     made: u64,
     times: Histogram,
-    /// What a request took in runs, where a server tells it.
-    yardsticks: InRuns,
+    /// What a request cost in yardsticks, where a server tells it.
+    yardsticks: InYardsticks,
 }
 
 impl From<(u64, Option<Histogram>)> for Work {
@@ -88,7 +88,7 @@ impl From<(u64, Option<Histogram>)> for Work {
         Self {
             made,
             times: times.unwrap_or_default(),
-            yardsticks: InRuns::default(),
+            yardsticks: InYardsticks::default(),
         }
     }
 }
@@ -259,8 +259,6 @@ fn requests(bytes: usize, length: Duration, ports: &[&str]) -> Result<()> {
         format!("POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {bytes}\r\n\r\n")
             .into_bytes();
     request.extend((0..bytes).map(|at| at as u8));
-    // By CPU: each has its own speed.
-    let mut speeds = BTreeMap::<usize, Speed>::new();
     serve(length, |length| {
         let until = Instant::now() + length;
         let (mut times, mut told) = (Histogram::default(), BTreeMap::<usize, Vec<_>>::new());
@@ -282,12 +280,12 @@ fn requests(bytes: usize, length: Duration, ports: &[&str]) -> Result<()> {
             }
             anyhow::Ok(())
         })?;
-        let servers = told.into_iter().filter(|(_, told)| !told.is_empty());
-        let servers = servers.map(|(cpu, told)| speeds.entry(cpu).or_default().judge(&told));
+        let servers = told.values().filter(|told| !told.is_empty());
+        let servers = servers.map(|told| InYardsticks::of(told));
         Ok(Work {
             made: times.total(),
             times,
-            yardsticks: InRuns::of_all(&servers.collect::<Vec<_>>()),
+            yardsticks: InYardsticks::of_all(&servers.collect::<Vec<_>>()),
         })
     })
 }

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, bail};
 use palisade_tests::bench::arguments::Arguments;
-use palisade_tests::bench::paired::{Entry, Slice, append, cycle, order};
+use palisade_tests::bench::paired::{Entry, FORM, Slice, append, cycle, order};
 use palisade_tests::bench::stats::{Random, median};
 use palisade_tests::bench::table::tables;
 use palisade_tests::bench::tracers::{Tracer, Variant};
@@ -113,7 +113,11 @@ fn read(files: &str) -> Result<Vec<Entry>> {
     for file in files.split(',') {
         let lines = BufReader::new(File::open(file).with_context(|| file.to_owned())?).lines();
         let run: Vec<Entry> = lines
-            .map(|line| serde_json::from_str(&line?).with_context(|| file.to_owned()))
+            .map(|line| {
+                let entry = serde_json::from_str::<Entry>(&line?).ok();
+                let entry = entry.filter(|entry| entry.form == FORM);
+                entry.with_context(|| format!("{file}: not written by this form of the benchmark"))
+            })
             .collect::<Result<_>>()?;
         append(&mut all, run);
     }
@@ -248,6 +252,7 @@ impl Bench {
                     load.run(SETTLE * seconds)?;
                 }
                 let entry = Entry {
+                    form: FORM,
                     workload,
                     cycle,
                     block,

@@ -34,7 +34,7 @@ fn main() {
     println!(
         "machine: {} CPUs, kernel {}\n",
         std::thread::available_parallelism().map_or(0, usize::from),
-        palisade::runtime::kernel_release()
+        palisade::sensors::kernel_release()
     );
     wasm_against_native();
     pipeline();
