@@ -8,8 +8,8 @@ serve.py yardstick FILE CPU  the same, and measures: before each answer it works
     yardstick of arithmetic. Then it goes twice through much code, as a request does; the second time is a yardstick of
     that, so that neither is slower for what a hook left. A request costs the time from there to the next second run of
     the model, less one such run (for the first one). The answer has a header `Yardsticks: N NS NS`: that cost over the
-    geometric mean of the two yardsticks, and these, each of them the mean of before and after. After the word `spin` on standard input each request takes a hundredth longer, after any
-    other word it does not: a cost that is to be found.
+    geometric mean of the two yardsticks, and these, each of them the mean of before and after. After the word `spin` on
+    standard input each request takes a hundredth longer, after any other word it does not: a cost that is to be found.
 
 A request's body is an image of 3 x 32 x 32 bytes; the answer is ten numbers.
 """

@@ -313,12 +313,15 @@ fn may_come(hook: &Hook, rung: Rung) -> bool {
 
 /// Whether a program is missing for want of something that may be there in the next moment.
 fn may_pass(error: &SensorError) -> bool {
-    let (SensorError::Verifier { source, .. } | SensorError::Descriptor { source, .. }) = error
-    else {
-        return false;
+    let errno = match error {
+        SensorError::Verifier { source, .. } | SensorError::Descriptor { source, .. } => {
+            source.raw_os_error()
+        }
+        SensorError::Attach { errno, .. } => *errno,
+        _ => None,
     };
     matches!(
-        source.raw_os_error().map(Errno::from_raw),
+        errno.map(Errno::from_raw),
         Some(Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR | Errno::EMFILE | Errno::ENFILE)
     )
 }
@@ -345,8 +348,20 @@ pub(super) fn explain(program: &str, error: ProgramError) -> SensorError {
         other => SensorError::Attach {
             program: program.into(),
             detail: chain(&other),
+            errno: errno(&other),
         },
     }
+}
+
+/// The system call's answer in an error or among its causes.
+fn errno(error: &ProgramError) -> Option<i32> {
+    // It stands for its cause, which is then not among its causes.
+    if let ProgramError::IOError(error) = error {
+        return error.raw_os_error();
+    }
+    let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    std::iter::successors(first, |error| error.source())
+        .find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
 }
 
 /// An error with its causes, in one line.
@@ -372,24 +387,44 @@ impl From<TracefsError> for SensorError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aya::sys::SyscallError;
     use nix::libc;
 
     #[test]
     fn want_of_memory_or_descriptors_may_pass_and_a_refusal_does_not() {
-        let refused = |errno| SensorError::Verifier {
+        let source = io::Error::from_raw_os_error;
+        let verifier = |errno| SensorError::Verifier {
             program: "x".into(),
-            source: io::Error::from_raw_os_error(errno),
+            source: source(errno),
             log: String::new(),
         };
-        for errno in [libc::ENOMEM, libc::EAGAIN, libc::EINTR] {
-            assert!(may_pass(&refused(errno)), "{errno}");
+        let descriptor = |errno| SensorError::Descriptor {
+            program: "x".into(),
+            source: source(errno),
+        };
+        let opened = |errno| explain("x", ProgramError::IOError(source(errno)));
+        let linked = |errno| {
+            let error = SyscallError {
+                call: "bpf_link_create",
+                io_error: source(errno),
+            };
+            explain("x", ProgramError::SyscallError(error))
+        };
+        let all: [&dyn Fn(i32) -> SensorError; 4] = [&verifier, &descriptor, &opened, &linked];
+        for error in all {
+            for errno in [
+                libc::ENOMEM,
+                libc::EAGAIN,
+                libc::EINTR,
+                libc::EMFILE,
+                libc::ENFILE,
+            ] {
+                assert!(may_pass(&error(errno)), "{:?}", error(errno));
+            }
+            for errno in [libc::EINVAL, libc::EPERM, libc::E2BIG, libc::ENOENT] {
+                assert!(!may_pass(&error(errno)), "{:?}", error(errno));
+            }
         }
-        for errno in [libc::EINVAL, libc::EPERM, libc::E2BIG] {
-            assert!(!may_pass(&refused(errno)), "{errno}");
-        }
-        let source = io::Error::from_raw_os_error(libc::EMFILE);
-        let program = "x".into();
-        assert!(may_pass(&SensorError::Descriptor { program, source }));
         assert!(!may_pass(&SensorError::Avoided));
     }
 }

@@ -6,7 +6,7 @@
 use super::{
     SensorError,
     load::{possible_cpus, take},
-    map_batch::{self, Batch},
+    map_batch::{self, Batch, Unread},
     pod::Plain,
     walks::Walks,
     window::{Key, Process, Table, is_alive},
@@ -33,6 +33,7 @@ trait Entries<K, V> {
 struct KernelMap<K: Pod, V: Pod> {
     values: Values<K, V>,
     batch: Batch<K, V>,
+    unread: Unread,
 }
 
 enum Values<K: Pod, V: Pod> {
@@ -83,8 +84,10 @@ impl<K: Key, V: CounterFamily> Entries<K, V> for KernelMap<K, V> {
 
     fn walk(&mut self, mut each: impl FnMut(&K, V)) -> bool {
         let fd = self.values.data().fd();
-        self.batch
-            .read(fd, |key, cpus| each(key, map_batch::sum(cpus)))
+        let read = self
+            .batch
+            .read(fd, |key, cpus| each(key, map_batch::sum(cpus)));
+        self.unread.note(read)
     }
 }
 
@@ -118,6 +121,7 @@ impl<K: Key, V: CounterFamily + PartialEq> CounterMap<K, V> {
             map: KernelMap {
                 values,
                 batch: Batch::new(cpus),
+                unread: Unread::of(map),
             },
         })
     }
@@ -147,6 +151,11 @@ impl<K: Key, V: CounterFamily + PartialEq> CounterMap<K, V> {
     /// Entries that are kept.
     pub(super) fn len(&self) -> usize {
         self.known.table.len()
+    }
+
+    /// How often the map could not be read to its end.
+    pub(super) fn unread(&self) -> u64 {
+        self.map.unread.count
     }
 }
 

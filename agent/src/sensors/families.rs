@@ -157,6 +157,10 @@ where
     fn len(&self) -> usize {
         self.map.len()
     }
+
+    fn unread(&self) -> u64 {
+        self.map.unread()
+    }
 }
 
 fn counters(key: &CountersKey, counts: &Counters, told: &mut Told<'_>) {

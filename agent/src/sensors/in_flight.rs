@@ -78,7 +78,8 @@ impl InFlightView {
     pub(super) fn entries(&self) -> Option<Vec<(u64, InFlight)>> {
         let batched = |each: &mut dyn FnMut(u64, InFlight)| {
             let fd = self.map.map().fd();
-            Batch::new(1).read(fd, |key: &u64, call: &[InFlight]| each(*key, call[0]))
+            let read = Batch::new(1).read(fd, |key: &u64, call: &[InFlight]| each(*key, call[0]));
+            read.is_ok()
         };
         let one_by_one = self.map.iter();
         whole(

@@ -14,7 +14,7 @@
 
 use super::{
     attach::ProgramRuns,
-    map_batch::{self, Batch},
+    map_batch::{self, Batch, Unread},
     pod::Plain,
 };
 use aya::maps::{IterableMap as _, MapData, PerCpuHashMap};
@@ -63,6 +63,7 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Losses {
     batch: Batch<u64, CpuLosses>,
+    unread: Unread,
     account: Account,
 }
 
@@ -70,6 +71,7 @@ pub(super) struct Losses {
 #[derive(Debug, Default)]
 struct Account {
     told: HashMap<u64, Entry>,
+    /// By hook, each of them ten times a second.
     skipped: HashMap<&'static str, u64, FxBuildHasher>,
     /// Records lost since the start, by [`LOSS_SOURCES`].
     totals: [u64; LOSS_SOURCES.len()],
@@ -88,8 +90,14 @@ impl Losses {
     pub(super) fn new(cpus: usize) -> Self {
         Self {
             batch: Batch::new(cpus),
+            unread: Unread::of("LOSSES"),
             account: Account::default(),
         }
+    }
+
+    /// How often the map could not be read to its end.
+    pub(super) fn unread(&self) -> u64 {
+        self.unread.count
     }
 
     /// Records lost since the start, by [`LOSS_SOURCES`].
@@ -106,10 +114,10 @@ impl Losses {
         out: &mut Vec<Record>,
     ) {
         let account = &mut self.account;
-        // What is not read in this window is in the next one: it is counted on and on.
-        let _whole = self.batch.read(map.map().fd(), |workload, cpus| {
+        let read = self.batch.read(map.map().fd(), |workload, cpus| {
             account.workload(*workload, map_batch::sum(cpus), now_ns, out);
         });
+        self.unread.note(read);
         account.skipped(runs, now_ns, out);
         account.forget(map, now_ns, out);
     }

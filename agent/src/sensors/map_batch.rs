@@ -34,7 +34,6 @@ pub(super) struct Batch<K, V> {
     keys: Vec<K>,
     values: Vec<V>,
     cpus: usize,
-    has_failed: bool,
 }
 
 impl<K: Pod, V: Pod> Batch<K, V> {
@@ -45,7 +44,6 @@ impl<K: Pod, V: Pod> Batch<K, V> {
             keys: Vec::new(),
             values: Vec::new(),
             cpus,
-            has_failed: false,
         }
     }
 
@@ -54,11 +52,12 @@ impl<K: Pod, V: Pod> Batch<K, V> {
         self.values.resize(entries * self.cpus, V::zeroed());
     }
 
-    /// Hands over every entry: its key, and one value a CPU. Whether it came to the end: if the
-    /// kernel reports an error half-way, the rest is told in the next window, for counters are
-    /// free-running. The first such error is logged.
-    #[must_use]
-    pub(super) fn read(&mut self, map: &impl AsFd, mut each: impl FnMut(&K, &[V])) -> bool {
+    /// Hands over every entry: its key, and one value a CPU. An error if it did not come to the end.
+    pub(super) fn read(
+        &mut self,
+        map: &impl AsFd,
+        mut each: impl FnMut(&K, &[V]),
+    ) -> Result<(), Errno> {
         if self.keys.is_empty() {
             self.make_room(ENTRIES);
         }
@@ -99,22 +98,45 @@ impl<K: Pod, V: Pod> Batch<K, V> {
                     self.make_room(self.keys.len() * 2);
                     continue;
                 }
-                Some(errno) => {
-                    if !std::mem::replace(&mut self.has_failed, true) {
-                        tracing::error!(%errno, "a counter map could not be read to its end");
-                    }
-                    return false;
-                }
+                Some(errno) => return Err(errno),
             };
             let values = self.values.chunks_exact(self.cpus);
             for (key, values) in self.keys.iter().zip(values).take(got) {
                 each(key, values);
             }
             if error.is_some() {
-                return true;
+                return Ok(());
             }
             (bookmark, first) = (next, false);
         }
+    }
+}
+
+/// How often a map could not be read to its end. Counters are free-running: what it holds is told when it can be read
+/// again. One that stays unreadable is told by this number, and once by the log.
+#[derive(Debug)]
+pub(super) struct Unread {
+    map: &'static str,
+    /// Reads that broke off.
+    pub count: u64,
+}
+
+impl Unread {
+    /// None yet of this map.
+    pub(super) fn of(map: &'static str) -> Self {
+        Self { map, count: 0 }
+    }
+
+    /// Counts a read that broke off. Whether it did not.
+    pub(super) fn note(&mut self, read: Result<(), Errno>) -> bool {
+        let Err(errno) = read else {
+            return true;
+        };
+        if self.count == 0 {
+            tracing::error!(map = self.map, %errno, "a map could not be read to its end");
+        }
+        self.count += 1;
+        false
     }
 }
 
@@ -142,12 +164,20 @@ mod tests {
     }
 
     #[test]
+    fn reads_that_break_off_are_counted() {
+        let mut unread = Unread::of("COUNTERS");
+        assert!(unread.note(Ok(())));
+        assert!(!unread.note(Err(Errno::EFAULT)) && !unread.note(Err(Errno::EINVAL)));
+        assert_eq!(unread.count, 2);
+    }
+
+    #[test]
     fn what_is_no_map_is_not_read() {
         let file = std::fs::File::open("/dev/null").expect("it is always there");
         let mut batch: Batch<u64, u64> = Batch::new(2);
         let mut seen = 0;
         // EINVAL or EBADF, by the kernel's version; without privileges EPERM.
-        assert!(!batch.read(&file, |_, _| seen += 1));
+        assert!(batch.read(&file, |_, _| seen += 1).is_err());
         assert_eq!(seen, 0);
     }
 }

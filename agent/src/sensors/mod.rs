@@ -293,6 +293,8 @@ pub enum SensorError {
         program: String,
         /// Why.
         detail: String,
+        /// The system call's answer, if it was one that refused.
+        errno: Option<i32>,
     },
     /// tracefs, or a tracepoint in it, cannot be used.
     #[error(transparent)]

@@ -80,4 +80,8 @@ impl Collect for Quotas {
     fn len(&self) -> usize {
         self.0.len()
     }
+
+    fn unread(&self) -> u64 {
+        self.0.unread()
+    }
 }

@@ -69,6 +69,8 @@ pub struct SensorStats {
     pub malformed: u64,
     /// Entries kept of the counter maps.
     pub tracked: usize,
+    /// How often a map could not be read to its end: what it counts is told late, or not at all if that goes on.
+    pub unread: u64,
     /// Records lost since the start, by [`LOSS_SOURCES`].
     pub lost: BTreeMap<&'static str, u64>,
     /// What the kernel counts about each attached program.
@@ -114,7 +116,7 @@ impl Shared {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing is left half-changed under these locks.
+    // Nothing that panics is called under these locks.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -198,22 +200,32 @@ struct Counts {
 }
 
 impl SensorStats {
-    /// As of a window's end. What is there is changed and not made anew: it comes ten times a second.
+    /// As of a window's end. The map is changed and not made anew: it comes ten times a second.
     fn update(
         &mut self,
         counts: Counts,
-        tracked: usize,
-        lost: [u64; LOSS_SOURCES.len()],
+        state: &Windows,
+        losses: &Losses,
         programs: Vec<ProgramRuns>,
     ) {
-        self.first_records_ns = counts.first_records_ns;
-        self.batches = counts.batches;
-        self.records = counts.records;
-        self.windows = counts.windows;
-        self.file_names = counts.file_names;
-        self.malformed = counts.malformed;
-        self.tracked = tracked;
-        self.lost.extend(LOSS_SOURCES.iter().copied().zip(lost));
+        let Counts {
+            first_records_ns,
+            batches,
+            records,
+            windows,
+            file_names,
+            malformed,
+        } = counts;
+        self.first_records_ns = first_records_ns;
+        self.batches = batches;
+        self.records = records;
+        self.windows = windows;
+        self.file_names = file_names;
+        self.malformed = malformed;
+        self.tracked = state.tracked();
+        self.unread = state.unread() + losses.unread();
+        let lost = LOSS_SOURCES.iter().copied().zip(losses.totals());
+        self.lost.extend(lost);
         self.programs = programs;
     }
 }
@@ -398,12 +410,7 @@ impl Sensors {
 
         turn.windows.finish();
         turn.counts.windows += 1;
-        lock(&self.shared.stats).update(
-            turn.counts,
-            turn.windows.tracked(),
-            turn.losses.totals(),
-            runs,
-        );
+        lock(&self.shared.stats).update(turn.counts, &turn.windows, &turn.losses, runs);
     }
 }
 

@@ -91,6 +91,10 @@ pub(super) trait Collect: Send + Debug {
     fn forget(&mut self, window: u64, due: &dyn Fn(Process) -> bool);
     /// Entries that are kept.
     fn len(&self) -> usize;
+    /// How often its map could not be read to its end.
+    fn unread(&self) -> u64 {
+        0
+    }
 }
 
 #[derive(Debug)]
@@ -105,8 +109,7 @@ struct Seen<V> {
 /// What one counter map held at the last window's end.
 #[derive(Debug)]
 pub(super) struct Table<K, V> {
-    /// Each entry is looked up ten times a second. A hash that keeps nobody from making keys that collide will do: a
-    /// process cannot choose its pid, start and cgroup at will, has a quota of the keys that it can choose (files,
+    /// Each entry is looked up ten times a second. A hash that can be made to collide will do: a process cannot choose its pid, start and cgroup at will, has a quota of the keys that it can choose (files,
     /// commands), and the kernel's map bounds all of them together.
     seen: HashMap<K, Seen<V>, FxBuildHasher>,
 }
@@ -219,6 +222,11 @@ impl Windows {
             family.forget(window, &due);
         }
         self.ending.retain(|_, end| *end > window);
+    }
+
+    /// How often a map could not be read to its end, of all families.
+    pub(super) fn unread(&self) -> u64 {
+        self.families.iter().map(|family| family.unread()).sum()
     }
 
     /// Entries that are kept, of all families.

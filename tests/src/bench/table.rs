@@ -89,18 +89,8 @@ fn table(
     ] {
         against(text, &counted, one, peer)?;
     }
-    if all
-        .iter()
-        .flat_map(|it| &it.slices)
-        .any(|(_, it)| it.is_measured())
-    {
-        match exponent {
-            Some(Exponent { value, error }) => writeln!(
-                text,
-                "  the machine's speed was taken out: costs in yardsticks rise as yardsticks ^ {value:.3} (±{error:.3})"
-            )?,
-            None => writeln!(text, "  too few blocks to take the machine's speed out")?,
-        }
+    if counted.iter().any(Block::is_measured) {
+        yardsticks(text, &counted, exponent)?;
     }
     writeln!(text)
 }
@@ -235,6 +225,41 @@ fn controls(text: &mut String, counted: &[Block]) -> fmt::Result {
     Ok(())
 }
 
+/// What was taken out, and whether the yardsticks are what they must be: as long with a variant as without.
+fn yardsticks(text: &mut String, counted: &[Block], exponent: Option<Exponent>) -> fmt::Result {
+    match exponent {
+        Some(Exponent(value)) => writeln!(
+            text,
+            "  the machine's speed was taken out: costs in yardsticks go as yardsticks ^ {value:.3} (fitted)"
+        )?,
+        None => writeln!(
+            text,
+            "  the machine's speed was not taken out: too few blocks, or all of one speed"
+        )?,
+    }
+    for variant in Variant::ALL {
+        for (name, quantity) in [("model", Quantity::Model), ("much code", Quantity::Code)] {
+            let logs = logs(counted, variant, quantity);
+            let Some(found) = Estimate::of(&logs) else {
+                continue;
+            };
+            let (lower, upper) = interval(&logs, CONTROL_MISSED);
+            writeln!(
+                text,
+                "  yardstick {name:<9} with {:<12} {:.2} %, 95 % interval {lower:.2} to {upper:.2} %{}",
+                variant.name(),
+                found.centre,
+                if (lower..=upper).contains(&0.0) {
+                    ""
+                } else {
+                    ": NOT AS LONG, its cost is wrong by as much"
+                }
+            )?;
+        }
+    }
+    Ok(())
+}
+
 /// Who is cheaper.
 fn against(text: &mut String, counted: &[Block], one: Variant, peer: Variant) -> fmt::Result {
     for (name, quantity) in [
@@ -327,6 +352,36 @@ mod tests {
                 })
             })
             .collect()
+    }
+
+    #[test]
+    fn a_table_of_measured_requests_tells_of_their_yardsticks() {
+        let measured = |blocks: usize| {
+            let mut all = entries(Variant::Palisade, 1..blocks + 1, 1.0);
+            for (at, entry) in all.iter_mut().enumerate() {
+                entry.workload = Workload::Yardstick;
+                // Of two speeds, in turns: the slices of a pair differ.
+                let speed = if at % 4 < 2 { 1.0 } else { 2.0_f64 };
+                entry.slice.yardsticks = InYardsticks {
+                    cost: speed.powf(0.5) * if entry.traced { 1.02 } else { 1.0 },
+                    model_ns: 100.0 * speed,
+                    code_ns: 100.0 * speed * if entry.traced { 1.1 } else { 1.0 },
+                };
+            }
+            tables(&all).expect("text")
+        };
+        let text = measured(5);
+        for part in [
+            "costs in yardsticks go as yardsticks ^ 0.500 (fitted)",
+            "yardstick model     with palisade     0.00 %, 95 % interval",
+            "yardstick much code with palisade     10.00 %, 95 % interval",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        assert!(measured(4).contains("was not taken out: too few blocks"));
+        let many = measured(10);
+        assert!(many.contains("to 10.00 %: NOT AS LONG"), "{many}");
+        assert_eq!(many.matches("NOT AS LONG").count(), 1, "{many}");
     }
 
     #[test]

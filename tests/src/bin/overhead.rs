@@ -109,16 +109,27 @@ fn warn_of_others() {
 
 /// The slices of earlier runs.
 fn read(files: &str) -> Result<Vec<Entry>> {
+    /// What tells another form of the benchmark.
+    #[derive(serde::Deserialize)]
+    struct Form {
+        form: Option<u32>,
+    }
     let mut all = Vec::new();
     for file in files.split(',') {
         let lines = BufReader::new(File::open(file).with_context(|| file.to_owned())?).lines();
-        let run: Vec<Entry> = lines
-            .map(|line| {
-                let entry = serde_json::from_str::<Entry>(&line?).ok();
-                let entry = entry.filter(|entry| entry.form == FORM);
-                entry.with_context(|| format!("{file}: not written by this form of the benchmark"))
-            })
-            .collect::<Result<_>>()?;
+        let mut run = Vec::new();
+        for (at, line) in (1..).zip(lines) {
+            let place = || format!("{file}, line {at}");
+            let line = line.with_context(place)?;
+            let Form { form } = serde_json::from_str(&line).with_context(place)?;
+            if form != Some(FORM) {
+                bail!(
+                    "{}: of another form of the benchmark, measure anew",
+                    place()
+                );
+            }
+            run.push(serde_json::from_str(&line).with_context(place)?);
+        }
         append(&mut all, run);
     }
     Ok(all)
