@@ -14,6 +14,7 @@ pub mod paired;
 pub mod python;
 pub mod report;
 pub mod signed_rank;
+pub mod speed;
 pub mod stats;
 pub mod storm;
 pub mod table;

@@ -7,7 +7,7 @@
 use super::stats::Random;
 use super::tracers::Variant;
 use super::workloads::Workload;
-use super::yardstick::{Exponent, InYardsticks};
+use super::yardstick::InYardsticks;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -188,27 +188,6 @@ pub fn blocks(entries: &[Entry], workload: Workload) -> Vec<Block> {
         .collect()
 }
 
-/// Takes the machine's speed out of the costs of requests that were measured. How it comes in is found by pairs of slices of
-/// one block that are alike, both with or both without the variant: so which slices were with it, the coin's doing, makes
-/// no difference to what is found, as long as the variant costs a constant factor. Blocks that do not count tell nothing.
-/// `None`: left as they were.
-pub fn without_speed(blocks: &mut [Block]) -> Option<Exponent> {
-    let alike = |block: &Block| {
-        [true, false].map(|kind| {
-            let mut slices = block.slices.iter().filter(|(traced, _)| *traced == kind);
-            let mut next = || slices.next().map(|(_, slice)| slice.yardsticks);
-            Some([next()?, next()?]).filter(|pair| pair.iter().all(InYardsticks::is_measured))
-        })
-    };
-    let counted = blocks.iter().filter(|block| block.undisturbed());
-    let pairs: Vec<_> = counted.flat_map(alike).flatten().collect();
-    let exponent = Exponent::of(&pairs)?;
-    for (_, slice) in blocks.iter_mut().flat_map(|block| &mut block.slices) {
-        slice.yardsticks = exponent.apply(slice.yardsticks);
-    }
-    Some(exponent)
-}
-
 /// For each cycle that has blocks of both variants: how much more the one costs than the other, as a logarithm. The
 /// blocks' own slices without tracing stand between them.
 pub fn by_cycle(blocks: &[Block], one: Variant, other: Variant, quantity: Quantity) -> Vec<f64> {
@@ -307,85 +286,6 @@ mod tests {
         assert!((found - (1.02_f64 / 0.99).ln()).abs() < 1e-12, "{found}");
         assert!(block.log_quotient(Quantity::CpuTime).is_nan());
         assert!(block.log_quotient(Quantity::P99).is_nan());
-    }
-
-    /// Blocks of requests that cost more on a slow machine, with the variant a fiftieth more. The yardsticks are read with
-    /// noise, which is in what the requests cost in them, too.
-    fn of_a_wandering_machine(random: &mut Random, noise: f64, count: usize) -> Vec<Block> {
-        let mut wander = 0.0;
-        let block = |_| Block {
-            cycle: 0,
-            variant: Variant::Palisade,
-            slices: order(random)
-                .map(|traced| {
-                    wander += 0.1 * random.normal();
-                    let speed: f64 = wander.exp();
-                    let [model, code, request] = [(); 3].map(|()| noise * random.normal());
-                    let effect = if traced { 1.02 } else { 1.0 };
-                    let log = 1.3 * wander + request - f64::midpoint(wander + model, wander + code);
-                    let yardsticks = InYardsticks {
-                        cost: effect * log.exp(),
-                        model_ns: speed * model.exp(),
-                        code_ns: speed * code.exp(),
-                    };
-                    let plain = slice(77.0);
-                    (
-                        traced,
-                        Slice {
-                            yardsticks,
-                            ..plain
-                        },
-                    )
-                })
-                .to_vec(),
-        };
-        (0..count).map(block).collect()
-    }
-
-    #[test]
-    fn the_speed_goes_out_of_measured_costs_and_the_effect_stays() {
-        let mut random = Random::new(1);
-        let mut blocks = of_a_wandering_machine(&mut random, 0.0, 20);
-        // What does not count does not tell either.
-        blocks[7].slices[2].1.others = 0.5;
-        blocks[7].slices[2].1.yardsticks.cost = 70.0;
-        // One wild second is one of many.
-        blocks[9].slices[0].1.yardsticks.cost *= 1.5;
-        let found = without_speed(&mut blocks).expect("they are measured");
-        assert!((found.0 - 0.3).abs() < 1e-9, "{found:?}");
-        blocks.remove(9);
-        for block in blocks.iter().filter(|block| block.undisturbed()) {
-            let found = percent(block.log_quotient(Quantity::Throughput));
-            assert!((found - 2.0).abs() < 1e-9, "{found}");
-        }
-        let mut others = vec![blocks[0].clone(); 20];
-        for (_, slice) in others.iter_mut().flat_map(|block| &mut block.slices) {
-            slice.yardsticks = InYardsticks::default();
-        }
-        assert_eq!(without_speed(&mut others), None, "not measured");
-    }
-
-    #[test]
-    fn the_bounds_cover_when_the_speed_was_taken_out_and_are_closer() {
-        let estimate = |blocks: &[Block]| {
-            let logs = blocks
-                .iter()
-                .map(|block| block.log_quotient(Quantity::Throughput));
-            Estimate::of(&logs.collect::<Vec<_>>()).expect("blocks")
-        };
-        let (trials, mut above, mut below, mut closer) = (400, 0, 0, 0);
-        for trial in 0..trials {
-            let mut blocks = of_a_wandering_machine(&mut Random::new(trial), 0.005, 12);
-            let before = estimate(&blocks);
-            without_speed(&mut blocks).expect("there are enough pairs");
-            let after = estimate(&blocks);
-            above += u32::from(after.lower > 2.0);
-            below += u32::from(after.upper < 2.0);
-            closer += u32::from(after.half_width() < 0.7 * before.half_width());
-        }
-        // One in twenty of 400, and three deviations.
-        assert!(above <= 33 && below <= 33, "{above} {below}");
-        assert!(closer > 350, "{closer}");
     }
 
     #[test]

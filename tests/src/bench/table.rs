@@ -1,13 +1,11 @@
 //! The overhead benchmark's tables, from the slices alone.
 
-use super::paired::{
-    Block, Entry, OTHERS_OVER, Quantity, STEAL_OVER, blocks, by_cycle, without_speed,
-};
+use super::paired::{Block, Entry, OTHERS_OVER, Quantity, STEAL_OVER, blocks, by_cycle};
 use super::signed_rank::{Estimate, UNRESOLVED_OVER, interval, percent};
+use super::speed::{Exponent, without_speed};
 use super::stats::median;
 use super::tracers::{BURN_PERMILLE, Variant};
 use super::workloads::Workload;
-use super::yardstick::Exponent;
 use std::fmt::{self, Write};
 
 /// Both bounds of a control's interval are missed by this chance each.

@@ -9,9 +9,6 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
-/// With fewer pairs of slices nothing is said about the speed's part.
-const PAIRS_LEAST: usize = 10;
-
 /// One request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Yardstick {
@@ -85,51 +82,13 @@ impl InYardsticks {
     }
 
     /// Logarithm of the yardsticks' geometric mean.
-    fn log_ns(&self) -> f64 {
+    pub fn log_ns(&self) -> f64 {
         f64::midpoint(self.model_ns.ln(), self.code_ns.ln())
     }
 
     /// What a request takes of all CPUs, if a tracer's own processes leave this part of them.
     pub fn with_tracer(&self, left: f64) -> f64 {
         self.cost / left
-    }
-}
-
-/// How what a request costs in yardsticks goes with the machine's speed: as this power of the two yardsticks' geometric
-/// mean. Fitted: noise in the yardsticks is in it, so it is no property of the machine alone.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Exponent(pub f64);
-
-impl Exponent {
-    /// The one that leaves the least sum of differences within pairs of slices that should be alike: the median of the pairs'
-    /// own ones, each weighing as much as its speeds differ, so that one wild second among many moves it little. `None` if
-    /// there are too few pairs, or none whose speeds differ.
-    pub fn of(pairs: &[[InYardsticks; 2]]) -> Option<Self> {
-        let slopes = pairs.iter().filter_map(|[one, other]| {
-            let speed = one.log_ns() - other.log_ns();
-            let slope = (one.cost / other.cost).ln() / speed;
-            slope.is_finite().then_some((slope, speed.abs()))
-        });
-        let mut slopes: Vec<(f64, f64)> = slopes.collect();
-        if slopes.len() < PAIRS_LEAST {
-            return None;
-        }
-        slopes.sort_by(|one, other| one.0.total_cmp(&other.0));
-        let half = slopes.iter().map(|(_, weight)| weight).sum::<f64>() / 2.0;
-        let mut sum = 0.0;
-        let middle = slopes.iter().find(|(_, weight)| {
-            sum += weight;
-            sum >= half
-        });
-        middle.map(|(slope, _)| Self(*slope))
-    }
-
-    /// What a slice would have cost on a machine of any one speed.
-    pub fn apply(self, slice: InYardsticks) -> InYardsticks {
-        InYardsticks {
-            cost: slice.cost / (self.0 * slice.log_ns()).exp(),
-            ..slice
-        }
     }
 }
 
@@ -143,7 +102,6 @@ fn trimmed_mean(mut values: Vec<f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stats::Random;
     use super::*;
 
     fn of(cost: f64, model_ns: f64) -> Yardstick {
@@ -195,23 +153,6 @@ mod tests {
         assert_eq!(both, slice(1.5, 20.0, 30.0));
         assert_eq!(InYardsticks::of_all(&[]), InYardsticks::default());
         near(both.with_tracer(0.75), 2.0);
-    }
-
-    #[test]
-    fn the_exponent_is_found_and_takes_the_speed_out() {
-        let mut random = Random::new(1);
-        let mut slow = |cost: f64| {
-            let speed = random.normal().exp();
-            slice(cost * speed.powf(0.1), 2.0 * speed, speed / 2.0)
-        };
-        let pairs: Vec<_> = (0..PAIRS_LEAST).map(|_| [slow(1.5), slow(1.5)]).collect();
-        let found = Exponent::of(&pairs).expect("there are enough pairs");
-        near(found.0, 0.1);
-        near(found.apply(slow(1.5)).cost, 1.5);
-        near(found.apply(slow(1.53)).cost, 1.53);
-        assert_eq!(Exponent::of(&pairs[1..]), None, "too few");
-        let alike = vec![[slice(1.0, 1.0, 1.0), slice(1.1, 1.0, 1.0)]; PAIRS_LEAST];
-        assert_eq!(Exponent::of(&alike), None, "of one speed");
     }
 
     #[test]
