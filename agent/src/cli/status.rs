@@ -43,6 +43,13 @@ pub(super) fn run(args: &StatusArgs, paths: &Paths) -> Result<u8> {
         stats["batches"],
         losses(&stats["lost"], style)
     );
+    let unread = stats["unread"].as_u64().unwrap_or(0);
+    if unread > 0 {
+        let late = format!(
+            "{unread} reads of the kernel's counters broke off: counts come late or not at all; see the log"
+        );
+        println!("         {}", style.paint(Colour::Red, &late));
+    }
     let health = if status["audit"]["health"]["ok"] == Value::Bool(true) {
         style.paint(Colour::Green, "written")
     } else {
