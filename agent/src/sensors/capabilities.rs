@@ -60,11 +60,11 @@ pub fn capabilities(
     avoid: &[Way],
     cuda_library: Option<&Path>,
 ) -> Capabilities {
-    let machine = rustix::system::uname();
+    let uname = rustix::system::uname();
     let tracefs = tracefs::find();
     Capabilities {
         kernel: kernel_release(),
-        machine: machine.machine().to_string_lossy().into_owned(),
+        machine: uname.machine().to_string_lossy().into_owned(),
         privileged: may_load(),
         preemption: Preemption::detect(),
         btf: Path::new(BTF_PATH).exists(),

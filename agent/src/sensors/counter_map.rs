@@ -204,6 +204,7 @@ impl<K: Key, V: CounterFamily + PartialEq> Known<K, V> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::window::tests::key;
     use super::*;
     use palisade_abi::{CountersKey, FaultCounters};
     use std::collections::BTreeMap;
@@ -218,15 +219,6 @@ mod tests {
         breaks_off: bool,
         walks: u32,
         asked: std::cell::Cell<u32>,
-    }
-
-    fn key(pid: u32) -> CountersKey {
-        CountersKey {
-            pid,
-            start_ns: 5,
-            workload: 9,
-            pad: 0,
-        }
     }
 
     fn faults(user: u64) -> FaultCounters {

@@ -109,8 +109,9 @@ struct Seen<V> {
 /// What one counter map held at the last window's end.
 #[derive(Debug)]
 pub(super) struct Table<K, V> {
-    /// Each entry is looked up ten times a second. A hash that can be made to collide will do: a process cannot choose its pid, start and cgroup at will, has a quota of the keys that it can choose (files,
-    /// commands), and the kernel's map bounds all of them together.
+    /// Each entry is looked up ten times a second. A hash that can be made to collide will do: a process cannot choose
+    /// its pid, start and cgroup at will, has a quota of the keys that it can choose (files, commands), and the kernel's
+    /// map bounds all of them together.
     seen: HashMap<K, Seen<V>, FxBuildHasher>,
 }
 
@@ -261,4 +262,4 @@ pub(super) fn is_alive((pid, start_ns): Process) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

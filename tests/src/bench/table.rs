@@ -192,6 +192,18 @@ fn estimate(blocks: &[Block], variant: Variant, quantity: Quantity) -> Option<Es
     Estimate::of(&logs(blocks, variant, quantity))
 }
 
+/// The estimate and its two-sided 95 % interval.
+fn two_sided(
+    blocks: &[Block],
+    variant: Variant,
+    quantity: Quantity,
+) -> Option<(Estimate, f64, f64)> {
+    let logs = logs(blocks, variant, quantity);
+    let found = Estimate::of(&logs)?;
+    let (lower, upper) = interval(&logs, CONTROL_MISSED);
+    Some((found, lower, upper))
+}
+
 /// Whether nothing is found where nothing is, and a known cost where it is.
 fn controls(text: &mut String, counted: &[Block]) -> fmt::Result {
     let burnt = percent(-(-f64::from(BURN_PERMILLE) / 1000.0).ln_1p());
@@ -200,11 +212,9 @@ fn controls(text: &mut String, counted: &[Block]) -> fmt::Result {
             ("throughput", Quantity::Throughput),
             ("CPU time", Quantity::CpuTime),
         ] {
-            let logs = logs(counted, variant, quantity);
-            let Some(found) = Estimate::of(&logs) else {
+            let Some((found, lower, upper)) = two_sided(counted, variant, quantity) else {
                 continue;
             };
-            let (lower, upper) = interval(&logs, CONTROL_MISSED);
             writeln!(
                 text,
                 "  control {:<10} {name:>10}: true {truth:.2} %, 95 % interval {lower:.2} to {upper:.2} %: {}; resolution {:.2} points",
@@ -237,11 +247,9 @@ fn yardsticks(text: &mut String, counted: &[Block], exponent: Option<Exponent>) 
     }
     for variant in Variant::ALL {
         for (name, quantity) in [("model", Quantity::Model), ("much code", Quantity::Code)] {
-            let logs = logs(counted, variant, quantity);
-            let Some(found) = Estimate::of(&logs) else {
+            let Some((found, lower, upper)) = two_sided(counted, variant, quantity) else {
                 continue;
             };
-            let (lower, upper) = interval(&logs, CONTROL_MISSED);
             writeln!(
                 text,
                 "  yardstick {name:<9} with {:<12} {:.2} %, 95 % interval {lower:.2} to {upper:.2} %{}",

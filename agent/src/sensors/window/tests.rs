@@ -3,7 +3,8 @@
 use super::*;
 use palisade_abi::{Counters, CountersKey, SampleMaps, SampleSched};
 
-fn key(pid: u32) -> CountersKey {
+/// One process's key.
+pub(in crate::sensors) fn key(pid: u32) -> CountersKey {
     CountersKey {
         pid,
         start_ns: 5,
